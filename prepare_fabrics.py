@@ -2,11 +2,15 @@
 # requires-python = ">=3.10"
 # dependencies = ["numpy>=1.26", "pillow>=10.1", "tqdm>=4.66"]
 # ///
-"""Draws the data set: 1,059 little pictures of cloth, after twelve African textile traditions.
+"""The data set: 1,059 little pictures of cloth, after twelve African textile traditions.
 
     python prepare_fabrics.py                               # african_fabric_processed/
     python prepare_fabrics.py --split heldout --count 512   # african_fabric_heldout/
     python prepare_fabrics.py --photos my_photographs       # your own pictures instead
+
+Writes FOLDER/<tradition>/NNNN.png and FOLDER/manifest.json, which names the seed, every image's
+tradition and a checksum over all pixels. The same command again finds the folder complete and does
+nothing, or adds what an interrupted run left out.
 
 The fabrics are drawn by the twelve short functions below, one for each tradition. They are drawings
 in homage, made with a few lines of arithmetic; they are not authentic textiles, and what the real
@@ -20,15 +24,45 @@ times the size or more, in the OKLab colour space, and reduced in linear light.
 
 from __future__ import annotations
 
+import argparse
+import errno
 import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
-from PIL import Image
+try:
+    import numpy as np
+    from PIL import Image, ImageOps, UnidentifiedImageError
+    from tqdm import tqdm
+except ImportError as problem:
+    sys.exit(
+        f"Error: {problem}; mend it with: {sys.executable} -m pip install numpy pillow tqdm "
+        "(Python 3.10 or newer)"
+    )
 
 COUNT = 1059  # images, as many as the photographs that the course used
 RANDOM_SEED = 0  # of the whole set; image i has a stream of its own under (seed, split, i)
 IMAGE_SIZE = 64  # pixels on a side
 DATA_VERSION = "1"  # changes whenever the pixels do: weights are trained on exactly these
+
+OUTPUT = {"train": "african_fabric_processed", "heldout": "african_fabric_heldout"}
+MANIFEST = "manifest.json"
+PHOTOGRAPHS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}  # in upper or lower case
+CHUNK = 8  # images that a worker process makes between two looks at the clock
 
 MIN_CANVAS = 256  # pixels on a side of the drawing, at least four times IMAGE_SIZE
 SPLITS = {"train": 0, "heldout": 1}  # first word of an image's random stream
@@ -127,9 +161,10 @@ class Cloth:
         between = bicubic(self.pixels, cells)
         return between @ self.rng.standard_normal((cells + 3, cells + 3)) @ between.T
 
-    def dyes(self, palettes: list[str]) -> np.ndarray:
-        """Choose one of the palettes and dye it."""
-        return dye(self.rng, palettes[self.rng.integers(len(palettes))])
+    def dyes(self, palettes: str) -> np.ndarray:
+        """Choose one of the palettes, a line each, and dye it."""
+        rows = palettes.strip().splitlines()
+        return dye(self.rng, rows[self.rng.integers(len(rows))])
 
     def ink(self, distance: np.ndarray, scale: float = 1.0, soft: float = 1.0) -> np.ndarray:
         """Return coverage in [0, 1]: full where a distance is negative, soft by a pixel or so.
@@ -347,6 +382,17 @@ def comb(u, v):
 # --------------------------------------------------------------------------- twelve traditions
 
 
+KENTE_DYES = """
+1b1512 e3a11c b3202a 1d7340 e9c65a
+241019 d8951a 8f1730 23713c f0d58a
+14213f f0b323 1f4fa3 c22c2c f3e3b5
+201a17 f2c230 e0661d 2c7a4b f5e6c0
+1a1a3a c9a24a 6a2a86 e26a8d f2e2c4
+27301f e2b53a 9a2b22 2f5f9e ece0bd
+2a1c14 d46a1f f0c14b 1e6f74 f3e4c3
+"""
+
+
 def kente(cloth: Cloth) -> None:
     """Kente: narrow strips with blocks of weft, sewn edge to edge; Asante and Ewe, Ghana and Togo.
 
@@ -356,17 +402,7 @@ def kente(cloth: Cloth) -> None:
     """
     rng = cloth.rng
     cloth.hold(turn=5, hand=0.007)
-    colours = cloth.dyes(
-        [
-            "1b1512 e3a11c b3202a 1d7340 e9c65a",
-            "241019 d8951a 8f1730 23713c f0d58a",
-            "14213f f0b323 1f4fa3 c22c2c f3e3b5",
-            "201a17 f2c230 e0661d 2c7a4b f5e6c0",
-            "1a1a3a c9a24a 6a2a86 e26a8d f2e2c4",
-            "27301f e2b53a 9a2b22 2f5f9e ece0bd",
-            "2a1c14 d46a1f f0c14b 1e6f74 f3e4c3",
-        ]
-    )
+    colours = cloth.dyes(KENTE_DYES)
     strips = rng.uniform(1.2, 2.2)
     long = rng.uniform(0.75, 1.25)
     s, u = cells(cloth.x * strips + rng.uniform())
@@ -411,6 +447,14 @@ def kente(cloth: Cloth) -> None:
     cloth.slub = 0.02
 
 
+ADIRE_DYES = """
+16275c 2f5aa5 d8e6f4
+101d4a 27509a c4daf0
+1b3370 3a6fb8 e8f0f4
+142c58 2a6a9e cfe6ea
+"""
+
+
 def adire(cloth: Cloth) -> None:
     """Adire eleko: cotton painted with cassava paste and dyed in indigo; Yoruba women, Nigeria.
 
@@ -420,14 +464,7 @@ def adire(cloth: Cloth) -> None:
     """
     rng = cloth.rng
     cloth.hold(turn=5, hand=0.014)
-    deep, mid, pale = cloth.dyes(
-        [
-            "16275c 2f5aa5 d8e6f4",
-            "101d4a 27509a c4daf0",
-            "1b3370 3a6fb8 e8f0f4",
-            "142c58 2a6a9e cfe6ea",
-        ]
-    )
+    deep, mid, pale = cloth.dyes(ADIRE_DYES)
     cloth.fill(deep)
     kinds = [
         lambda u, v: rings(u, v, int(few), first, 0.07),
@@ -444,10 +481,8 @@ def adire(cloth: Cloth) -> None:
     layout = rng.choice(4, p=[0.3, 0.25, 0.25, 0.2])
     if layout == 3:  # one great figure in a frame
         scale = rng.uniform(0.46, 0.64)
-        u, v = (
-            cloth.x * scale + rng.uniform(-0.06, 0.06),
-            cloth.y * scale + rng.uniform(-0.06, 0.06),
-        )
+        u = cloth.x * scale + rng.uniform(-0.06, 0.06)
+        v = cloth.y * scale + rng.uniform(-0.06, 0.06)
         edge = np.maximum(np.abs(u), np.abs(v))
         wide = rng.uniform(0.30, 0.42)
         room = 0.5 / wide
@@ -473,6 +508,16 @@ def adire(cloth: Cloth) -> None:
     cloth.mottle = 0.035
 
 
+BOGOLAN_DYES = """
+2a1c14 eadfc4 9a5a2a
+1d1714 e3d3ae b06a2c
+40261a efdcb4 8c4a22
+33211a d9b77c 6e3a1f
+241a18 e9e2d2 5c4a3c
+5a3019 f0dcae 2a1a12
+"""
+
+
 def bogolan(cloth: Cloth) -> None:
     """Bogolanfini: cotton painted with iron-rich mud over a leaf dye; Bamana women, Mali.
 
@@ -482,16 +527,7 @@ def bogolan(cloth: Cloth) -> None:
     """
     rng = cloth.rng
     cloth.hold(turn=6, hand=0.015)
-    mud, line, warm = cloth.dyes(
-        [
-            "2a1c14 eadfc4 9a5a2a",
-            "1d1714 e3d3ae b06a2c",
-            "40261a efdcb4 8c4a22",
-            "33211a d9b77c 6e3a1f",
-            "241a18 e9e2d2 5c4a3c",
-            "5a3019 f0dcae 2a1a12",
-        ]
-    )
+    mud, line, warm = cloth.dyes(BOGOLAN_DYES)
     if rng.uniform() < 0.15:
         mud, line = line, mud
     cloth.fill(mud)
@@ -532,6 +568,17 @@ def bogolan(cloth: Cloth) -> None:
     cloth.mottle = 0.03
 
 
+KUBA_DYES = """
+c39a5c 2b1a12 e6cf9a
+b9824a 3a2016 e3c48a
+a4683a 24140f dfb877
+8c3b2e 21120f dcae72
+d2b27a 4a2a1a f0dfb4
+7a4a5e 2a161d dcb98a
+c98a3c 3b1d1a f0d39a
+"""
+
+
 def kuba(cloth: Cloth) -> None:
     """Kuba, or Shoowa, velvet: raffia embroidered with cut pile; Kuba peoples, DR Congo.
 
@@ -540,17 +587,7 @@ def kuba(cloth: Cloth) -> None:
     """
     rng = cloth.rng
     cloth.hold(turn=7, hand=0.012, sag=0.05)
-    ground, dark, light = cloth.dyes(
-        [
-            "c39a5c 2b1a12 e6cf9a",
-            "b9824a 3a2016 e3c48a",
-            "a4683a 24140f dfb877",
-            "8c3b2e 21120f dcae72",
-            "d2b27a 4a2a1a f0dfb4",
-            "7a4a5e 2a161d dcb98a",
-            "c98a3c 3b1d1a f0d39a",
-        ]
-    )
+    ground, dark, light = cloth.dyes(KUBA_DYES)
     cloth.fill(ground)
     scale = rng.uniform(0.75, 1.35)
     tall = rng.uniform(0.6, 1.0)
@@ -593,6 +630,60 @@ def kuba(cloth: Cloth) -> None:
     cloth.mottle = 0.028
 
 
+WAX_PRINT_DYES = """
+f2b705 d7263d 1b6ca8 fff1d0 151a3a
+0f7f8c f26419 f6ae2d fff4dc 13203a
+d62246 f9c22e 17a398 fdf0d5 1d1a3c
+2a4d9b f4a300 e4572e f7ead0 10152e
+f28c28 1d3f8b 8f1d4e fff0cf 20123a
+6a2c91 f5b82e 24a19c fbeed8 1c1035
+1f8a4c f2c230 c8232c fdf3d8 12233a
+f4d35e ee6352 2e86ab fffaf0 2b1b3d
+e85d9c 2b3a8f f7c548 fff3e6 241238
+"""
+
+
+def wax_records(cloth: Cloth, scale: float, u, v, spokes, slip, dyes) -> None:
+    """Discs of rings, one ring with spokes; the dark printing has slipped a little."""
+    ground, main, second, light, dark = dyes
+    ink, r = cloth.ink, radius(u, v)
+    radii = np.sort(cloth.rng.uniform(0.10, 0.44, 4))[::-1] + np.array([0.03, 0.02, 0.01, 0.0])
+    for size, colour in zip(radii, (main, light, second, ground), strict=True):
+        cloth.paint(ink(r - size, scale), colour)
+    cloth.paint(ink(r - radii[1], scale) * ink(radii[2] - r, scale) * (spokes > 0), dark)
+    slipped = radius(u + slip[0], v + slip[1])
+    nearest = np.min([np.abs(slipped - size) for size in radii], axis=0)
+    cloth.paint(ink(nearest - 0.016, scale), dark)
+    cloth.paint(ink(r - 0.05, scale), dark)
+
+
+def wax_eyes(cloth: Cloth, scale: float, u, v, spokes, dyes) -> None:
+    """Open eyes with lashes."""
+    _, main, second, light, dark = dyes
+    ink, r = cloth.ink, radius(u, v)
+    lid = np.abs(v) * 1.9 - 0.48 * (1 - (2 * u) ** 2)
+    lash = (lid < 0.26) & (spokes > 0.1)
+    cloth.paint(ink(lid - 0.22, scale) * lash, dark)
+    cloth.paint(ink(lid, scale), light)
+    for size, colour in zip((0.21, 0.17, 0.12, 0.06), (dark, main, second, dark), strict=True):
+        cloth.paint(ink(r - size, scale) * ink(lid, scale), colour)
+    cloth.paint(ink(np.abs(lid) - 0.035, scale), dark)
+
+
+def wax_shells(cloth: Cloth, scale: float, dyes) -> None:
+    """Fans in rows, each row behind the one below it."""
+    ground, main, second, light, dark = dyes
+    _, _, u, v = grid(cloth, scale, brick=True, aspect=0.25)
+    down = 0.25 * (0.5 - v)
+    front = radius(0.5 - np.abs(u), down + 0.25)
+    r = np.where(front < 0.5, front, radius(u, down))
+    bands = np.searchsorted(np.sort(cloth.rng.uniform(0.1, 0.47, 4)), r)
+    cloth.weave(bands, np.stack([second, light, main, ground, dark]))
+    cloth.paint(cloth.ink(np.abs(r - 0.5) - 0.03, scale), dark)
+    spokes = np.cos(20 * np.arcsin(np.clip(down / np.maximum(r, 0.01), -1, 1))) > 0
+    cloth.paint(cloth.ink(np.abs(r - 0.3) - 0.04, scale) * spokes, dark)
+
+
 def wax_print(cloth: Cloth) -> None:
     """Wax print: bright machine-made batik, worn and named across West and Central Africa.
 
@@ -603,71 +694,35 @@ def wax_print(cloth: Cloth) -> None:
     """
     rng = cloth.rng
     cloth.hold(turn=10, hand=0.008, sag=0.05)
-    ground, main, second, light, dark = cloth.dyes(
-        [
-            "f2b705 d7263d 1b6ca8 fff1d0 151a3a",
-            "0f7f8c f26419 f6ae2d fff4dc 13203a",
-            "d62246 f9c22e 17a398 fdf0d5 1d1a3c",
-            "2a4d9b f4a300 e4572e f7ead0 10152e",
-            "f28c28 1d3f8b 8f1d4e fff0cf 20123a",
-            "6a2c91 f5b82e 24a19c fbeed8 1c1035",
-            "1f8a4c f2c230 c8232c fdf3d8 12233a",
-            "f4d35e ee6352 2e86ab fffaf0 2b1b3d",
-            "e85d9c 2b3a8f f7c548 fff3e6 241238",
-        ]
-    )
+    dyes = ground, main, second, light, dark = cloth.dyes(WAX_PRINT_DYES)
     cloth.fill(ground)
     scale = rng.uniform(0.6, 1.25)
     filler = rng.integers(4)
     if filler == 0:
-        i, j, u, v = grid(cloth, scale * 4, brick=True)
+        _, _, u, v = grid(cloth, scale * 4, brick=True)
         cloth.paint(cloth.ink(radius(u, v) - 0.2, scale * 4), light)
     elif filler == 1:
         cloth.paint(cloth.ink(np.abs(fold(cloth.y * scale * 4)) - 0.14, scale * 4), second)
     elif filler == 2:
         cloth.paint(cloth.ink(np.abs(cloth.noise(7)) - 0.13, 7, 2), second)
     layout = rng.integers(6)
-    i, j, u, v = grid(cloth, scale, brick=bool(rng.integers(2)) or layout == 3)
+    _, _, u, v = grid(cloth, scale, brick=bool(rng.integers(2)) or layout == 3)
     r, angle = radius(u, v), np.arctan2(v, u)
     turns = int(rng.choice([8, 10, 12, 16]))
     spokes = np.cos(turns * angle)
     ink, slip = cloth.ink, rng.uniform(-0.02, 0.02, 2)
-    if layout in (0, 5):  # records
-        radii = np.sort(rng.uniform(0.10, 0.44, 4))[::-1] + np.array([0.03, 0.02, 0.01, 0.0])
-        for size, colour in zip(radii, (main, light, second, ground), strict=True):
-            cloth.paint(ink(r - size, scale), colour)
-        cloth.paint(ink(r - radii[1], scale) * ink(radii[2] - r, scale) * (spokes > 0), dark)
-        r2 = radius(u + slip[0], v + slip[1])
-        nearest = np.min([np.abs(r2 - size) for size in radii], axis=0)
-        cloth.paint(ink(nearest - 0.016, scale), dark)
-        cloth.paint(ink(r - 0.05, scale), dark)
-    elif layout == 1:  # eyes
-        lid = np.abs(v) * 1.9 - 0.48 * (1 - (2 * u) ** 2)
-        lash = (lid < 0.26) & (spokes > 0.1)
-        cloth.paint(ink(lid - 0.22, scale) * lash, dark)
-        cloth.paint(ink(lid, scale), light)
-        for size, colour in zip((0.21, 0.17, 0.12, 0.06), (dark, main, second, dark), strict=True):
-            cloth.paint(ink(r - size, scale) * ink(lid, scale), colour)
-        cloth.paint(ink(np.abs(lid) - 0.035, scale), dark)
+    if layout in (0, 5):
+        wax_records(cloth, scale, u, v, spokes, slip, dyes)
+    elif layout == 1:
+        wax_eyes(cloth, scale, u, v, spokes, dyes)
     elif layout == 2:  # flowers
         n = int(rng.choice([5, 6, 7, 8]))
         for grow, colour in ((0.025, dark), (0.0, main), (-0.06, light), (-0.09, second)):
             cloth.paint(ink(petals(u, v, n, 0.24, 0.45) - grow, scale), colour)
         for size, colour in ((0.16, dark), (0.13, ground), (0.06, dark)):
             cloth.paint(ink(r - size, scale), colour)
-    elif layout == 3:  # shells, row over row
-        i, j, u, v = grid(cloth, scale, brick=True, aspect=0.25)
-        down = 0.25 * (0.5 - v)
-        front = radius(0.5 - np.abs(u), down + 0.25)
-        r = np.where(front < 0.5, front, radius(u, down))
-        bands = np.searchsorted(np.sort(rng.uniform(0.1, 0.47, 4)), r)
-        cloth.weave(bands, np.stack([second, light, main, ground, dark]))
-        cloth.paint(ink(np.abs(r - 0.5) - 0.03, scale), dark)
-        cloth.paint(
-            ink(np.abs(r - 0.3) - 0.04, scale)
-            * (np.cos(20 * np.arcsin(np.clip(down / np.maximum(r, 0.01), -1, 1))) > 0),
-            dark,
-        )
+    elif layout == 3:
+        wax_shells(cloth, scale, dyes)
     else:  # snails
         turn = fold(r * 5 * 0.9 - angle / (2 * np.pi))
         cloth.paint(ink(r - 0.47, scale), dark)
@@ -679,6 +734,16 @@ def wax_print(cloth: Cloth) -> None:
     cloth.mottle = 0.010
 
 
+SHWESHWE_DYES = """
+1c2760 eef0f4 6f86c8
+15204e e9eef6 5575b8
+54281a f4e8d8 b5754a
+9c1c2c f8ece6 e07a72
+155e63 eef6f0 5aa9a4
+5b2463 f4ebf4 a871b4
+"""
+
+
 def shweshwe(cloth: Cloth) -> None:
     """Shweshwe: printed cotton with a fine white discharge design; Sotho and Xhosa dress.
 
@@ -688,16 +753,7 @@ def shweshwe(cloth: Cloth) -> None:
     """
     rng = cloth.rng
     cloth.hold(turn=8, hand=0.003, sag=0.03)
-    ground, white, tint = cloth.dyes(
-        [
-            "1c2760 eef0f4 6f86c8",
-            "15204e e9eef6 5575b8",
-            "54281a f4e8d8 b5754a",
-            "9c1c2c f8ece6 e07a72",
-            "155e63 eef6f0 5aa9a4",
-            "5b2463 f4ebf4 a871b4",
-        ]
-    )
+    ground, white, tint = cloth.dyes(SHWESHWE_DYES)
     cloth.fill(ground)
     scale = rng.uniform(1.3, 2.4)
     layout = rng.integers(6)
@@ -742,6 +798,19 @@ def shweshwe(cloth: Cloth) -> None:
     cloth.slub, cloth.mottle = 0.008, 0.008
 
 
+ASO_OKE_DYES = """
+b99468 8a6238 f0e3c8 4a3220
+8d1638 c23a5e f0c9a0 4a0a1e
+a3265a 6e123c f2d9e4 3a0a22
+d9c3a0 a87f50 fff6e2 6a4a2c
+6a3a8a a06cc0 eadcf4 2e1440
+c8642e 8a3414 ffe2b4 4a1c0c
+2f8a86 16545a dff2e6 0a2e34
+b98a1e 7a5410 fff0c0 463008
+c24a6a f09a9a ffe9d6 5a1628
+"""
+
+
 def aso_oke(cloth: Cloth) -> None:
     """Aso oke: dress cloth of narrow strips with warp stripes and openwork; Yoruba, Nigeria.
 
@@ -751,19 +820,7 @@ def aso_oke(cloth: Cloth) -> None:
     """
     rng = cloth.rng
     cloth.hold(turn=5, hand=0.004, sag=0.025)
-    base, line, shine, dark = cloth.dyes(
-        [
-            "b99468 8a6238 f0e3c8 4a3220",
-            "8d1638 c23a5e f0c9a0 4a0a1e",
-            "a3265a 6e123c f2d9e4 3a0a22",
-            "d9c3a0 a87f50 fff6e2 6a4a2c",
-            "6a3a8a a06cc0 eadcf4 2e1440",
-            "c8642e 8a3414 ffe2b4 4a1c0c",
-            "2f8a86 16545a dff2e6 0a2e34",
-            "b98a1e 7a5410 fff0c0 463008",
-            "c24a6a f09a9a ffe9d6 5a1628",
-        ]
-    )
+    base, line, shine, dark = cloth.dyes(ASO_OKE_DYES)
     strips = rng.uniform(1.0, 1.9)
     s, u = cells(cloth.x * strips + rng.uniform())
     one, two = sett(rng, [0, 0, 1, 2]), sett(rng, [0, 1, 3])
@@ -798,6 +855,15 @@ def aso_oke(cloth: Cloth) -> None:
     cloth.slub = 0.022
 
 
+NDEBELE_DYES = """
+16140f f6f2e6 2a62b0 e4a81c c8372d 2f8a57
+16140f f6f2e6 3b8fc4 e86a8a f0c23a 5a3a86
+16140f f4efe2 1f7a6c d9542a f2b632 7fb7d8
+16140f f8f4ea c4312f 2456a0 f3c83f e88fae
+16140f f3ecdc 7a3f2a d98a3a 3f7f9e b9c24a
+"""
+
+
 def ndebele(cloth: Cloth) -> None:
     """Ndebele geometry: stepped, mirrored figures in flat colours; Ndebele women, South Africa.
 
@@ -806,15 +872,7 @@ def ndebele(cloth: Cloth) -> None:
     """
     rng = cloth.rng
     cloth.hold(turn=3, hand=0.007, sag=0.015)
-    dyed = cloth.dyes(
-        [
-            "16140f f6f2e6 2a62b0 e4a81c c8372d 2f8a57",
-            "16140f f6f2e6 3b8fc4 e86a8a f0c23a 5a3a86",
-            "16140f f4efe2 1f7a6c d9542a f2b632 7fb7d8",
-            "16140f f8f4ea c4312f 2456a0 f3c83f e88fae",
-            "16140f f3ecdc 7a3f2a d98a3a 3f7f9e b9c24a",
-        ]
-    )
+    dyed = cloth.dyes(NDEBELE_DYES)
     black, white, bright = dyed[0], dyed[1], dyed[2:][rng.permutation(4)]
     tall = int(rng.choice([1, 1, 2, 3]))
     row, v = cells((cloth.y + 1) * tall / 2 + 0.1 * rng.standard_normal())
@@ -842,11 +900,8 @@ def ndebele(cloth: Cloth) -> None:
         level = level + 2 * (np.abs(v) < np.abs(u))
     cloth.weave((level + row) % 6, paints)
     line = (0.5 - np.abs(place)) / levels - w * 1.3
-    stepped = np.isin(chosen[row % 4], (1, 4))
-    near = np.abs(fold(np.abs(u) * steps + 0.5)) / steps
-    line = np.where(stepped & (near > 1), 1.0, line)
     cloth.paint(cloth.ink(line, 1.0), black)
-    seam = (0.5 - np.abs(fold((cloth.x * scale)))) / scale
+    seam = (0.5 - np.abs(fold(cloth.x * scale))) / scale
     cloth.paint(cloth.ink(seam - w, 1.0) * (rng.uniform() < 0.4), black)
     if tall > 1:
         edge = (0.5 - np.abs(fold((cloth.y + 1) * tall / 2))) * 2 / tall
@@ -912,6 +967,15 @@ def mask_face(u, v):
     return np.maximum(np.minimum(face, horns_), -np.minimum(np.minimum(eyes, nose), mouth))
 
 
+KORHOGO_DYES = """
+e8dcc0 2a1c16 a9703c
+f0e7d2 1c1715 b5843f
+dfcba2 33201a 8c4f2a
+ead9b5 3e2a1c c08a45
+e3d6c0 241a20 7a4a34
+"""
+
+
 def korhogo(cloth: Cloth) -> None:
     """Korhogo cloth: strips painted with animals and masks in mud; Senufo, Côte d'Ivoire.
 
@@ -921,15 +985,7 @@ def korhogo(cloth: Cloth) -> None:
     """
     rng = cloth.rng
     cloth.hold(turn=6, hand=0.013)
-    ground, ink, warm = cloth.dyes(
-        [
-            "e8dcc0 2a1c16 a9703c",
-            "f0e7d2 1c1715 b5843f",
-            "dfcba2 33201a 8c4f2a",
-            "ead9b5 3e2a1c c08a45",
-            "e3d6c0 241a20 7a4a34",
-        ]
-    )
+    ground, ink, warm = cloth.dyes(KORHOGO_DYES)
     cloth.fill(ground)
     kinds = [fish, turtle, bird, crocodile, mask_face]
     kinds += [lambda u, v, f=f: f(-u, v) for f in kinds[:3]]
@@ -964,6 +1020,48 @@ def korhogo(cloth: Cloth) -> None:
     cloth.slub, cloth.mottle = 0.026, 0.02
 
 
+KANGA_DYES = """
+c8202e f5efe2 f2b01e 17130f
+f2a51a 17130f c8202e f8f1e0
+f4efe4 c8202e 17130f e4a01c
+1d5fa8 f4c430 f5f2e8 101b3a
+5a2a7c f7e6b4 ef7d1a 1a0f24
+1f7a45 f5c518 f5f2e8 0f2015
+ef6a1f 1f2f6b fbf1dc 17130f
+e8457a fbf3e4 2b1a5a 20102a
+f7d23e 1a6b46 c8202e 14140f
+17130f e9e2d0 d0342c f0b52a
+"""
+
+
+def kanga_border(cloth: Cloth, along, inward, deep: float, scale: float, figure, dark) -> None:
+    """Print a row of figures along the hem, `scale` of them to a unit."""
+    u = fold(along * scale + cloth.rng.uniform())
+    v = (inward - deep / 2) / deep * 1.05
+    kind = cloth.rng.integers(4)
+    if kind == 0:
+        d = cashew(u, v) * 0.8
+    elif kind == 1:  # teeth
+        d = (v + 0.38 - 0.76 * wave(u)) * 0.5
+    elif kind == 2:
+        d = radius(u, v) - 0.34
+    else:
+        d = np.abs(u) + np.abs(v) - 0.42
+    within = cloth.ink(inward - deep)
+    cloth.paint(within * cloth.ink(d, scale), figure)
+    cloth.paint(within * cloth.ink(d + (0.2 if kind == 1 else 0.16), scale), dark)
+
+
+def kanga_saying(cloth: Cloth, x, y, half: float, plate_colour, dark) -> None:
+    """Print a plate, 2 * half long, with strokes in place of the letters."""
+    plate = np.maximum(np.abs(y) - 0.10, np.abs(x) - half)
+    i, u = cells(x * 9)
+    stroke = np.abs(u) * 0.11 - 0.022 - 0.012 * (i % 3)
+    height = np.abs(y) - 0.035 - 0.02 * ((i * 7) % 3)
+    cloth.paint(cloth.ink(plate), plate_colour)
+    cloth.paint(cloth.ink(np.maximum(np.maximum(stroke, height), plate + 0.04)), dark)
+
+
 def kanga(cloth: Cloth) -> None:
     """Kanga: printed cotton with a border (pindo), a field (mji) and a saying; the Swahili coast.
 
@@ -972,20 +1070,7 @@ def kanga(cloth: Cloth) -> None:
     """
     rng = cloth.rng
     cloth.hold(turn=4, hand=0.005, sag=0.03)
-    ground, border, figure, dark = cloth.dyes(
-        [
-            "c8202e f5efe2 f2b01e 17130f",
-            "f2a51a 17130f c8202e f8f1e0",
-            "f4efe4 c8202e 17130f e4a01c",
-            "1d5fa8 f4c430 f5f2e8 101b3a",
-            "5a2a7c f7e6b4 ef7d1a 1a0f24",
-            "1f7a45 f5c518 f5f2e8 0f2015",
-            "ef6a1f 1f2f6b fbf1dc 17130f",
-            "e8457a fbf3e4 2b1a5a 20102a",
-            "f7d23e 1a6b46 c8202e 14140f",
-            "17130f e9e2d0 d0342c f0b52a",
-        ]
-    )
+    ground, border, figure, dark = cloth.dyes(KANGA_DYES)
     cloth.fill(ground)
     layout = rng.integers(3)
     centre = np.array([[0, 0], [0.55, 0.55], [0.0, 0.62]][layout]) * rng.choice([-1, 1], 2)
@@ -1007,40 +1092,31 @@ def kanga(cloth: Cloth) -> None:
     if rng.uniform() < 0.35 and layout == 0:  # one great figure
         u, v, size = x * 0.9, y * 0.9, 0.9
     else:
-        i, j, u, v = grid(cloth, scale, brick=True)
+        _, _, u, v = grid(cloth, scale, brick=True)
         size = scale
     d = middle(u, v)
     cloth.paint(ink(d - 0.03, size), dark)
     cloth.paint(ink(d + 0.02, size), figure)
     cloth.paint(ink(d + 0.13, size), border)
     cloth.paint(ink(inward - deep), border)
-    u = fold(along * (n := round(scale * 1.3 * 2) / 2) + rng.uniform())
-    v = (inward - deep / 2) / deep * 1.05
-    kind = rng.integers(4)
-    if kind == 0:
-        d = shapes[0](u, v) * 0.8
-    elif kind == 1:
-        d = (v + 0.38 - 0.76 * wave(u)) * 0.5
-    elif kind == 2:
-        d = radius(u, v) - 0.34
-    else:
-        d = np.abs(u) + np.abs(v) - 0.42
-    cloth.paint(ink(inward - deep) * ink(d, n), figure)
-    cloth.paint(
-        ink(inward - deep) * ink(np.maximum(d + 0.16, -1) if kind != 1 else d + 0.2, n), dark
-    )
+    kanga_border(cloth, along, inward, deep, round(scale * 1.3 * 2) / 2, figure, dark)
     cloth.paint(ink(np.abs(inward - deep) - 0.03), dark)
     cloth.paint(ink(np.abs(inward - 0.03) - 0.03), dark)
     if layout != 1 and rng.uniform() < 0.7:  # the saying
         low = (half[1] - deep - 0.17) * (1 if centre[1] <= 0 else -1)
-        plate = np.maximum(np.abs(y - low) - 0.10, np.abs(x) - min(0.62, half[0] - deep - 0.04))
-        i, u = cells(x * 9)
-        stroke = np.abs(u) * 0.11 - 0.022 - 0.012 * (i % 3)
-        height = np.abs(y - low) - 0.035 - 0.02 * ((i * 7) % 3)
-        cloth.paint(ink(plate), border)
-        cloth.paint(ink(np.maximum(np.maximum(stroke, height), plate + 0.04)), dark)
+        kanga_saying(cloth, x, y - low, min(0.62, half[0] - deep - 0.04), border, dark)
     cloth.paint(ink(inward), border)
     cloth.slub, cloth.mottle = 0.010, 0.010
+
+
+FUGU_DYES = """
+1b2a55 eef0ee 16161c 6c8fc0
+16161a f2efe6 2c4a86 8a8f98
+223a70 dfe7ee 101830 c8372d
+20304a f1ece0 4a6a96 d9a62a
+14141a e9e9ea 5a5f6a 2f6a4c
+2a4a80 f4f1e8 182440 8fb0d6
+"""
 
 
 def fugu(cloth: Cloth) -> None:
@@ -1052,16 +1128,7 @@ def fugu(cloth: Cloth) -> None:
     """
     rng = cloth.rng
     cloth.hold(turn=8, hand=0.005, sag=0.035)
-    colours = cloth.dyes(
-        [
-            "1b2a55 eef0ee 16161c 6c8fc0",
-            "16161a f2efe6 2c4a86 8a8f98",
-            "223a70 dfe7ee 101830 c8372d",
-            "20304a f1ece0 4a6a96 d9a62a",
-            "14141a e9e9ea 5a5f6a 2f6a4c",
-            "2a4a80 f4f1e8 182440 8fb0d6",
-        ]
-    )
+    colours = cloth.dyes(FUGU_DYES)
     strips = rng.uniform(0.9, 1.6)
     x, y = cloth.x, cloth.y
     layout = rng.integers(4)
@@ -1096,6 +1163,18 @@ def fugu(cloth: Cloth) -> None:
     cloth.slub, cloth.mottle = 0.03, 0.022
 
 
+ADINKRA_DYES = """
+c0512f 1c1210 f0b82c 2a6a3a d9d2b8
+a03c2a 17100e e6a021 1f5a8a f0e6d0
+d98e2b 1f1512 b3202a 1d6a3c f5ecd6
+efe8da 211816 c8302a e6a81e 1f6a4a
+925c34 150f0d e8b23a c8402a dcd0b0
+e8c24a 1c1512 a8202a 1f5f3c f5f0e0
+5f7fb4 14131c f0c23a c8302a f2efe6
+8f9a54 171510 c8402a f0c040 f5efdc
+"""
+
+
 def adinkra(cloth: Cloth) -> None:
     """Adinkra: cotton stamped with signs in bark ink; Asante, Ghana.
 
@@ -1105,18 +1184,7 @@ def adinkra(cloth: Cloth) -> None:
     """
     rng = cloth.rng
     cloth.hold(turn=5, hand=0.006)
-    ground, ink, *threads = cloth.dyes(
-        [
-            "c0512f 1c1210 f0b82c 2a6a3a d9d2b8",
-            "a03c2a 17100e e6a021 1f5a8a f0e6d0",
-            "d98e2b 1f1512 b3202a 1d6a3c f5ecd6",
-            "efe8da 211816 c8302a e6a81e 1f6a4a",
-            "925c34 150f0d e8b23a c8402a dcd0b0",
-            "e8c24a 1c1512 a8202a 1f5f3c f5f0e0",
-            "5f7fb4 14131c f0c23a c8302a f2efe6",
-            "8f9a54 171510 c8402a f0c040 f5efdc",
-        ]
-    )
+    ground, ink, *threads = cloth.dyes(ADINKRA_DYES)
     cloth.fill(ground)
     kinds = [
         lambda u, v: rings(u, v, 3, 0.13, 0.075),
@@ -1213,3 +1281,441 @@ def render(seed: int, index: int, split: str = "train", size: int = IMAGE_SIZE) 
         for channel in linear
     ]
     return encode_srgb(np.stack(small, -1).astype(np.float64))
+
+
+# --------------------------------------------------------------------------- photographs
+
+
+class BrokenPhotograph(Exception):
+    """A file that cannot be decoded; the message names it and says why."""
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """Return any kind of picture as RGB: over white where it is transparent, 16 bits scaled to 8.
+
+    Raises ValueError for pixels that are neither integers of up to 16 bits nor colours.
+    """
+    if image.mode.startswith("I"):  # Pillow's own conversion would saturate
+        levels = np.asarray(image).astype(np.float64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError("more than 16 bits in a channel")
+        image = Image.fromarray(np.floor(levels / 257 + 0.5).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels")
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def photograph(path: Path, size: int) -> np.ndarray:
+    """Read a photograph, turn it upright, crop the middle square, and reduce that.
+
+    Returns bytes, sRGB, shape (size, size, 3). Raises BrokenPhotograph.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path) as file:
+            warnings.simplefilter("ignore")
+            image = flatten(ImageOps.exif_transpose(file))
+    except UnidentifiedImageError:
+        raise BrokenPhotograph(f"{path}: not an image") from None
+    except Exception as error:  # Pillow raises a dozen kinds for damaged files
+        raise BrokenPhotograph(f"{path}: {error or type(error).__name__}") from None
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = (left, top, left + side, top + side)
+    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box=square))
+
+
+def find_photographs(folder: Path, output: Path) -> tuple[list[Path], int]:
+    """Return the photographs in a folder and its subfolders, sorted, and how many files are not.
+
+    Hidden files and the output folder are passed over. Raises UserError.
+    """
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}: name one with photographs after --photos.")
+    if output.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise UserError(
+            f"--photos {folder} is in the output folder {output}: choose another --output."
+        )
+    found, others, own = [], 0, output.resolve()
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if hidden or not path.is_file() or own in path.resolve().parents:
+            continue
+        if path.suffix.lower() in PHOTOGRAPHS:
+            found.append(path)
+        else:
+            others += 1
+    if not found:
+        kinds = ", ".join(sorted(PHOTOGRAPHS))
+        raise UserError(f"{folder} holds no photographs: files that end in {kinds} are taken.")
+    return found, others
+
+
+# --------------------------------------------------------------------------- the folder
+
+
+# Copied from exercise1_generate.py
+class UserError(Exception):
+    """Something the user can mend; the message is one sentence that says what is wrong and how."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to make: where it goes in the folder, its label, and what it is made from."""
+
+    file: str
+    label: str
+    source: int | Path  # the index of a drawn fabric, or a photograph
+
+
+def plan_fabrics(options: argparse.Namespace) -> tuple[dict, list[Picture]]:
+    """Return what tells one set of drawn fabrics from another, and its pictures."""
+    settings = {
+        "version": DATA_VERSION,
+        "seed": options.seed,
+        "split": options.split,
+        "count": options.count,
+        "size": options.size,
+    }
+    names = list(TRADITIONS)
+    labels = [names[index % len(names)] for index in range(options.count)]
+    return settings, [Picture(f"{x}/{i:04d}.png", x, i) for i, x in enumerate(labels)]
+
+
+def plan_photographs(options: argparse.Namespace) -> tuple[dict, list[Picture]]:
+    """Return what tells one set of photographs from another, and its pictures. Raises UserError."""
+    folder = Path(options.photos)
+    paths, others = find_photographs(folder, options.output)
+    if others:
+        print(f"{others} other files in {folder} are left out.")
+    pictures, listing = [], hashlib.sha256()
+    for index, path in enumerate(paths):
+        inside = path.relative_to(folder)
+        label = inside.parent.as_posix() if inside.parent != Path(".") else "photographs"
+        pictures.append(Picture(f"{label}/{index:04d}.png", label, path))
+        listing.update(f"{inside.as_posix()} {path.stat().st_size}\n".encode())
+    settings = {
+        "photos": folder.resolve().name,
+        "listing": listing.hexdigest()[:16],  # of the photographs' names and lengths
+        "count": len(pictures),
+        "size": options.size,
+    }
+    return settings, pictures
+
+
+def read_manifest(output: Path) -> dict | None:
+    """Return the manifest that an earlier run left; None where there is none of ours."""
+    try:
+        manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["made_by"] != "prepare_fabrics.py":
+            return None
+        files = [Path(file) for file in manifest["traditions"]]
+        dict(manifest.get("pixels", {})), dict(manifest.get("broken", {}))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    safe = not any(file.is_absolute() or ".." in file.parts for file in files)
+    return manifest if safe else None
+
+
+def write_manifest(output: Path, settings: dict, pictures: list[Picture], **results) -> None:
+    """Note what the folder holds, or is going to hold as long as its sha256 is null."""
+    manifest = {"made_by": "prepare_fabrics.py", **settings, "sha256": None, **results}
+    manifest["traditions"] = {picture.file: picture.label for picture in pictures}
+    with write_atomically(output / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def describe(manifest: dict) -> str:
+    """Say in a few words what a folder holds."""
+    count, size, photos, split, seed, version = (
+        manifest.get(key) for key in ("count", "size", "photos", "split", "seed", "version")
+    )
+    what = f"{count} images of {size}x{size}"
+    if photos:
+        return f"{what} from the photographs in '{photos}'"
+    return f"{what} ({split}, seed {seed}, version {version})"
+
+
+def other_files(output: Path, manifest: dict | None) -> list[str]:
+    """Return the files in the folder that this script did not write, hidden ones aside."""
+    ours = {MANIFEST, *manifest["traditions"]} if manifest else set()
+    inside = [path.relative_to(output) for path in output.rglob("*") if path.is_file()]
+    seen = [path.as_posix() for path in inside if not path.name.startswith(".")]
+    return sorted(set(seen) - ours)
+
+
+def claim(output: Path, settings: dict, pictures: list[Picture], force: bool) -> dict:
+    """Make the folder ready; return the manifest of an earlier run that is to be completed.
+
+    Without one, or under --force, write a new manifest and return {}. Raises UserError rather than
+    touch anything that this script did not write.
+    """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file: choose a folder with --output.")
+    old = read_manifest(output)
+    if old and not force:
+        if all(old.get(key) == value for key, value in settings.items()):
+            return old
+        raise UserError(
+            f"{output} holds {describe(old)}: choose another --output, or render anew with --force."
+        )
+    others = other_files(output, old)
+    if others and not force:
+        raise UserError(
+            f"{output} holds files of your own, such as {others[0]}: choose another --output."
+        )
+    taken = sorted({MANIFEST, *(picture.file for picture in pictures)}.intersection(others))
+    if taken:
+        raise UserError(
+            f"{output / taken[0]} is not from this script, and not even --force replaces it: "
+            "move it away or choose another --output."
+        )
+    if old:
+        remove_written(output, old)
+    output.mkdir(parents=True, exist_ok=True)
+    write_manifest(output, settings, pictures)
+    return {}
+
+
+def remove_written(output: Path, manifest: dict) -> None:
+    """Remove the files that the manifest lists, then the folders that are empty without them."""
+    for file in manifest["traditions"]:
+        (output / file).unlink(missing_ok=True)
+    remove_leftovers(output, manifest["traditions"])
+    folders = {parent for file in manifest["traditions"] for parent in Path(file).parents}
+    for folder in sorted(folders - {Path(".")}, reverse=True):
+        if (output / folder).is_dir() and not any((output / folder).iterdir()):
+            (output / folder).rmdir()
+
+
+def remove_leftovers(output: Path, files) -> None:
+    """Remove the temporary files of a run that was killed in the middle of writing."""
+    for folder in {output, *((output / file).parent for file in files)}:
+        for path in [*folder.glob(".*.tmp.png"), *folder.glob(".manifest.*.tmp.json")]:
+            path.unlink(missing_ok=True)
+
+
+def read_back(output: Path, pictures: list[Picture], size: int) -> tuple[dict, str]:
+    """Decode what stands in the folder.
+
+    Returns a short checksum for each whole picture of the right size, and one over the pixels of
+    all of them in order: SHA-256 of their bytes, row by row, red, green, blue.
+    """
+    found, everything = {}, hashlib.sha256()
+    for picture in tqdm(pictures, "reading", unit="image", delay=2, leave=False):
+        try:
+            with Image.open(output / picture.file) as image:
+                if image.size != (size, size) or image.mode != "RGB":
+                    continue
+                pixels = image.tobytes()
+        except (OSError, ValueError, SyntaxError):
+            continue  # missing or damaged: it will be made again
+        found[picture.file] = hashlib.sha256(pixels).hexdigest()[:16]
+        everything.update(pixels)
+    return found, everything.hexdigest()
+
+
+# --------------------------------------------------------------------------- the work
+
+
+# Copied from exercise1_generate.py
+@contextmanager
+def write_atomically(path):
+    """Give a temporary name beside path, and rename it to path once all is written.
+
+    Whoever looks, and whenever the power fails: there is a whole file under that name or none.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_some(pictures: list[Picture], settings: dict, output: Path) -> list[tuple]:
+    """Make a few pictures and write them; return (file, None or what is wrong with its source)."""
+    results = []
+    for picture in pictures:
+        try:
+            if isinstance(picture.source, int):
+                seed, split = settings["seed"], settings["split"]
+                pixels = render(seed, picture.source, split, settings["size"])
+            else:
+                pixels = photograph(picture.source, settings["size"])
+        except BrokenPhotograph as error:
+            results.append((picture.file, str(error)))
+            continue
+        with write_atomically(output / picture.file) as temporary:
+            Image.fromarray(pixels).save(temporary)
+        results.append((picture.file, None))
+    return results
+
+
+def ignore_interrupts() -> None:
+    """Leave Ctrl-C to the parent process: a worker first finishes what it is writing."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def start_workers(count: int, work, chunks: list) -> tuple[ProcessPoolExecutor, Iterator]:
+    """Start processes on all the chunks; return them and their results in order."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the matrices are small
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, context, ignore_interrupts)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # processes inherit it at their start
+    try:
+        return pool, pool.map(work, chunks)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def make_all(pictures: list[Picture], settings: dict, output: Path, workers: int) -> dict:
+    """Make all pictures with a progress bar; return what is wrong with those that are broken."""
+    for folder in {(output / picture.file).parent for picture in pictures}:
+        folder.mkdir(parents=True, exist_ok=True)
+    work = functools.partial(make_some, settings=settings, output=output)
+    chunks = [pictures[i : i + CHUNK] for i in range(0, len(pictures), CHUNK)]
+    workers = min(workers, -(-len(chunks) // 4))  # a process takes half a second to start
+    broken, pool, results = {}, None, map(work, chunks)
+    with tqdm(total=len(pictures), desc=output.name, unit="image") as bar:
+        try:
+            if workers > 1:
+                pool, results = start_workers(workers, work, chunks)
+            for done in results:
+                broken.update((file, wrong) for file, wrong in done if wrong)
+                bar.update(len(done))
+        except BrokenProcessPool:
+            raise UserError("A worker process was killed: run this with --workers 1.") from None
+        finally:
+            if pool:
+                pool.shutdown(cancel_futures=True)
+    return broken
+
+
+def refuse_changed(output: Path, manifest: dict, found: dict) -> None:
+    """Raise UserError when a picture in a complete folder is no longer the one that was written."""
+    for file, pixels in manifest.get("pixels", {}).items():
+        if found.get(file, pixels) != pixels:
+            raise UserError(
+                f"{output / file} was changed after this script wrote it: move it away and run "
+                "this again, or render everything anew with --force."
+            )
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Bring the folder to completion. Raises UserError."""
+    started = time.perf_counter()
+    settings, pictures = (plan_photographs if options.photos else plan_fabrics)(options)
+    output, size = options.output, settings["size"]
+    manifest = claim(output, settings, pictures, options.force)
+    remove_leftovers(output, [picture.file for picture in pictures])
+    found, _ = read_back(output, pictures, size)
+    refuse_changed(output, manifest, found)
+    broken = manifest.get("broken", {})
+    missing = [p for p in pictures if p.file not in found and p.file not in broken]
+    if missing or not manifest.get("sha256"):
+        broken = {**broken, **make_all(missing, settings, output, options.workers)}
+        found, checksum = read_back(output, pictures, size)
+        lost = [p.file for p in pictures if p.file not in found and p.file not in broken]
+        if lost:
+            raise UserError(f"{output / lost[0]} cannot be read back: is the disk all right?")
+        notes = {"broken": broken} if options.photos else {}
+        kept = [picture for picture in pictures if picture.file in found]
+        write_manifest(output, settings, pictures, sha256=checksum, pixels=found, **notes)
+        shares = Counter(picture.label for picture in kept)
+        print(f"{len(kept)} images in {len(shares)} folders:", *share_words(shares))
+    report(output, len(found), len(missing) - len(broken), time.perf_counter() - started)
+    for wrong in broken.values():
+        print(f"Broken, left out: {wrong}", file=sys.stderr)
+    if broken and not options.skip_broken:
+        raise UserError(
+            f"{len(broken)} photographs could not be read (see above): mend or remove them, or "
+            "accept that with --skip-broken."
+        )
+
+
+def share_words(shares: Counter) -> list[str]:
+    """Say how many images each label has, the first twenty of them."""
+    words = [f"{label} {count}" for label, count in sorted(shares.items())]
+    return [", ".join(words[:20] + ["..."] * (len(words) > 20))]
+
+
+def report(output: Path, count: int, new: int, seconds: float) -> None:
+    """Print the closing line."""
+    if new <= 0:
+        print(f"{output} is complete: {count} images, nothing to do ({seconds:.1f} s).")
+    elif new < count:
+        print(f"{output} is complete now: {new} images added to {count - new} ({seconds:.1f} s).")
+    else:
+        print(f"Wrote {count} images and {MANIFEST} to {output} in {seconds:.1f} s.")
+
+
+# Copied from exercise1_generate.py
+def whole_number(minimum, maximum=2**31):
+    """Return an argparse type for integers from minimum to maximum."""
+
+    def convert(text):
+        if not re.fullmatch(r"-?\d+", text) or not minimum <= int(text) <= maximum:
+            raise argparse.ArgumentTypeError(
+                f"'{text}' is not a whole number from {minimum} to {maximum}"
+            )
+        return int(text)
+
+    return convert
+
+
+def parse_options(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line; wrong usage ends with exit code 2."""
+    parser = argparse.ArgumentParser(
+        description="Draw the fabrics of the data set, or crop photographs into the same layout.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add, unset = parser.add_argument, argparse.SUPPRESS
+    folders = f"folder to write (default: {OUTPUT['train']}, or {OUTPUT['heldout']} for heldout)"
+    add("--output", type=Path, default=unset, metavar="DIR", help=folders)
+    add("--count", type=whole_number(1), default=COUNT, help="images to draw")
+    add("--seed", type=whole_number(0), default=RANDOM_SEED, help="of the whole set")
+    add("--split", choices=SPLITS, default="train", help="heldout fabrics are never train ones")
+    add("--photos", default=unset, metavar="DIR", help="crop the photographs in DIR instead")
+    add("--skip-broken", action="store_true", help="exit with 0 in spite of broken photographs")
+    add("--size", type=whole_number(8, 1024), default=IMAGE_SIZE, help="pixels on a side")
+    add("--force", action="store_true", help="replace what this script wrote there before")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    add("--workers", type=whole_number(1, 512), default=cores or 1, help="processes")
+    options = parser.parse_args(argv)
+    options.photos = getattr(options, "photos", None)
+    options.output = getattr(options, "output", Path(OUTPUT[options.split]))
+    drawn = (options.count, options.seed, options.split)
+    if options.photos is not None and drawn != (COUNT, RANDOM_SEED, "train"):
+        parser.error("--count, --seed and --split go with drawn fabrics, not with --photos")
+    if options.skip_broken and options.photos is None:
+        parser.error("--skip-broken goes with --photos")
+    return options
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prepare the folder, and turn what goes wrong into one sentence and an exit code."""
+    try:
+        prepare(parse_options(argv))
+        return 0
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            advice = "free some and run this again, it goes on where it stopped"
+        else:
+            advice = "mend that or choose another --output"
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"Error: {error.strerror or error}{where}: {advice}.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted: run the same command again to add the rest.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
