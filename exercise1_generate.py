@@ -401,13 +401,18 @@ def predict_x_0(diffusion, x_t, t, precision=torch.float32):
     return x_0.clamp(-1, 1)
 
 
-def descending_times(timesteps, steps):
+def check_steps(timesteps, steps):
+    """Raise UserError if a model of so many timesteps cannot be sampled in so many steps."""
+    if steps > timesteps:
+        raise UserError(f"{steps} steps are too many: the model has {timesteps} timesteps.")
+
+
+def even_times(timesteps, steps):
     """Choose `steps` times from T - 1 down, evenly; the last entry, -1, is the clean image.
 
     These are the times of the library's ddim_sample: with 50 of 1000 steps 999, 979, ..., 19, -1.
     """
-    if steps > timesteps:
-        raise UserError(f"{steps} steps are too many: the model has {timesteps} timesteps.")
+    check_steps(timesteps, steps)
     return torch.linspace(-1, timesteps - 1, steps + 1).int().tolist()[::-1]
 
 
@@ -426,7 +431,7 @@ def sample_ddpm(
     signature; they work in x_T's dtype and on its device.
     """
     alpha, sigma = noise_levels(diffusion)
-    times = descending_times(diffusion.num_timesteps, steps)
+    times = even_times(diffusion.num_timesteps, steps)
     x_t = x_T
     for t, s in itertools.pairwise(times):
         x_0 = predict_x_0(diffusion, x_t, t, precision)
@@ -451,7 +456,7 @@ def sample_ddim(
     all of them. With eta = 1 it is ancestral sampling. For the rest see sample_ddpm.
     """
     alpha, sigma = noise_levels(diffusion)
-    times = descending_times(diffusion.num_timesteps, steps)
+    times = even_times(diffusion.num_timesteps, steps)
     x_t = x_T
     for t, s in itertools.pairwise(times):
         x_0 = predict_x_0(diffusion, x_t, t, precision)
@@ -467,6 +472,26 @@ def sample_ddim(
     return (x_0 + 1) / 2
 
 
+def log_snr_times(alpha, sigma, steps):
+    """Choose `steps` times from T - 1 to 0, evenly in lambda = log(alpha / sigma); then -1.
+
+    Evenly in t would leave most of the way, as lambda measures it, to the last few steps: with
+    the sigmoid schedule lambda runs from -7.5 to 4, but from -0.9 to 0.9 during half of all t.
+    Beyond -5 there is nothing to be seen in x_t, so one step crosses whatever lies there, and
+    one step crosses the last interval, which is wide in the sigmoid schedule (-7.5 to -4).
+    """
+    timesteps = len(alpha) - 1
+    check_steps(timesteps, steps)
+    log_snr = torch.tensor([math.log(a / s) for a, s in zip(alpha[:-1], sigma[:-1], strict=True)])
+    wanted = torch.linspace(max(log_snr[-2:][0].item(), -5), log_snr[0].item(), steps - 1)
+    nearest = (log_snr[:, None] - wanted).abs().argmin(0).tolist()
+    times = [timesteps - 1]
+    for left, t in zip(range(steps - 2, -1, -1), nearest, strict=True):
+        # Each time once, also where steps are many, and enough of them left for the rest.
+        times.append(max(min(t, times[-1] - 1), left))
+    return [*times, -1]
+
+
 @torch.inference_mode()
 def sample_dpmpp(
     diffusion, x_T, steps, callback=None, generators=None, precision=torch.float32
@@ -478,7 +503,7 @@ def sample_dpmpp(
     steps where DDIM needs hundreds. Deterministic; for the rest see sample_ddpm.
     """
     alpha, sigma = noise_levels(diffusion)
-    times = dpmpp_times(diffusion.num_timesteps, steps)
+    times = log_snr_times(alpha, sigma, steps)
     x_t, last_x_0, last_h = x_T, None, None
     for t, s in itertools.pairwise(times):
         x_0 = predict_x_0(diffusion, x_t, t, precision)
@@ -491,13 +516,6 @@ def sample_dpmpp(
         x_t = sigma[s] / sigma[t] * x_t - alpha[s] * math.expm1(-h) * (x_0 + slope)
         last_x_0, last_h = x_0, h
     return (x_0 + 1) / 2
-
-
-def dpmpp_times(timesteps, steps):
-    """Choose `steps` times from T - 1 down to 0, evenly; the last entry, -1, is the clean image."""
-    if steps > timesteps:
-        raise UserError(f"{steps} steps are too many: the model has {timesteps} timesteps.")
-    return [*torch.linspace(timesteps - 1, 0, steps).round().int().tolist(), -1]
 
 
 SAMPLERS = {"ddpm": sample_ddpm, "ddim": sample_ddim, "dpmpp": sample_dpmpp}
@@ -663,8 +681,7 @@ def generate(options):
 
     diffusion, facts = load_weights(options.weights, options.image_size)
     diffusion = diffusion.to(device, memory_format=torch.channels_last)
-    if options.steps > diffusion.num_timesteps:
-        descending_times(diffusion.num_timesteps, options.steps)
+    check_steps(diffusion.num_timesteps, options.steps)
     say(describe(facts, options.weights))
     say(
         f"{SAMPLER_NAMES[options.sampler]}, {options.steps} steps, on {device} in "

@@ -1,0 +1,306 @@
+"""The three samplers against the library, against closed-form answers, and against themselves."""
+
+import itertools
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import exercise1_generate as exercise1
+
+SHAPE = (3, 16, 16)
+ALL_SAMPLERS = sorted(exercise1.SAMPLERS)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A tiny network that has learned something, so that its x_0 is not clipped everywhere."""
+    torch.manual_seed(0)
+    diffusion = exercise1.build_diffusion(dim=8, dim_mults=(1, 2), image_size=16)
+    optimizer = torch.optim.Adam(diffusion.parameters(), lr=3e-3)
+    ramp = torch.linspace(0, 1, 16)
+    for _ in range(120):
+        colors, slopes = torch.rand(16, 3, 1, 1), torch.rand(16, 1, 1, 1)
+        loss = diffusion((colors + slopes * ramp) / 2 * torch.ones(16, 1))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.6, "the stand-in has learned nothing"
+    return diffusion.eval()
+
+
+@pytest.fixture(scope="module")
+def x_T():
+    return exercise1.starting_noise(range(4), SHAPE)[0]
+
+
+def library_sample(monkeypatch, diffusion, x_T, steps, eta=0.0):
+    """The library's own sample(), made to start from x_T and to take our images' noise."""
+    generators = exercise1.starting_noise(range(len(x_T)), SHAPE)[1]
+    monkeypatch.setattr(diffusion, "sampling_timesteps", steps)
+    monkeypatch.setattr(diffusion, "is_ddim_sampling", steps < diffusion.num_timesteps)
+    monkeypatch.setattr(diffusion, "ddim_sampling_eta", eta)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randn", lambda *_, **__: x_T.clone())
+        patch.setattr(torch, "randn_like", lambda _: fresh(generators))
+        return diffusion.sample(batch_size=len(x_T))
+
+
+REAL_RANDN = torch.randn
+
+
+def fresh(generators):
+    return torch.stack([REAL_RANDN(SHAPE, generator=generator) for generator in generators])
+
+
+@pytest.mark.parametrize("steps", [50, 250])
+def test_ddim_equals_the_library(monkeypatch, trained, x_T, steps):
+    expected = library_sample(monkeypatch, trained, x_T, steps)
+    images = exercise1.sample_ddim(trained, x_T, steps)
+    assert (images - expected).abs().max() < 1e-4
+    assert images.std() > 0.05, "a constant image would agree as well"
+
+
+def test_ddpm_equals_the_library(monkeypatch, trained, x_T):
+    expected = library_sample(monkeypatch, trained, x_T, 1000)
+    x_T, generators = exercise1.starting_noise(range(4), SHAPE)
+    images = exercise1.sample_ddpm(trained, x_T, 1000, generators=generators)
+    assert (images - expected).abs().max() < 1e-4
+
+
+def test_eta_one_equals_the_library_and_ancestral_sampling(monkeypatch, trained, x_T):
+    expected = library_sample(monkeypatch, trained, x_T, 50, eta=1.0)
+    for sample, extra in ((exercise1.sample_ddim, {"eta": 1.0}), (exercise1.sample_ddpm, {})):
+        x_T, generators = exercise1.starting_noise(range(4), SHAPE)
+        images = sample(trained, x_T, 50, generators=generators, **extra)
+        assert (images - expected).abs().max() < 1e-4
+
+
+def test_ddim_takes_all_the_steps_without_any_noise(trained, x_T):
+    first = exercise1.sample_ddim(trained, x_T, 1000)
+    again = exercise1.sample_ddim(trained, x_T, 1000)
+    near = exercise1.sample_ddim(trained, x_T, 500)
+    assert torch.equal(first, again)
+    assert (first - near).abs().mean() < 0.01, "more steps lead to another image"
+
+
+@pytest.mark.parametrize("objective", ["pred_noise", "pred_v", "pred_x0"])
+def test_x_0_equals_the_library_for_every_objective(trained, x_T, objective):
+    diffusion = exercise1.build_diffusion(8, (1, 2), 3, 16, objective=objective).eval()
+    diffusion.model.load_state_dict(trained.model.state_dict())
+    for t in (0, 400, 999):
+        times = torch.full((len(x_T),), t)
+        with torch.inference_mode():
+            expected = diffusion.model_predictions(x_T, times, clip_x_start=True).pred_x_start
+            x_0 = exercise1.predict_x_0(diffusion, x_T, t)
+        assert (x_0 - expected).abs().max() < 1e-4
+
+
+# ---- Convergence, where the answer is known ------------------------------------------------------
+
+MEANS = torch.tensor([[-0.5, 0.3], [0.5, 0.4], [0.1, -0.5]], dtype=torch.float64)
+WEIGHTS = torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64)
+SPREAD = 0.15
+
+
+class ExactMixture:
+    """The perfect network for images of two pixels that follow a mixture of three Gaussians."""
+
+    objective = "pred_noise"
+
+    def __init__(self, timesteps):
+        betas = exercise1.library.linear_beta_schedule(timesteps)
+        alphas_cumprod = torch.cumprod(1 - betas, 0)
+        self.num_timesteps = timesteps
+        self.sqrt_alphas_cumprod = alphas_cumprod.sqrt()
+        self.sqrt_one_minus_alphas_cumprod = (1 - alphas_cumprod).sqrt()
+
+    def x_0(self, x_t, alpha, sigma):
+        """E[x_0 | x_t] for points x_t [n, 2]: each Gaussian's own, weighted by its likelihood."""
+        variance = (alpha * SPREAD) ** 2 + sigma**2
+        distance = ((x_t[:, None] - alpha * MEANS) ** 2).sum(-1)
+        share = (WEIGHTS.log() - distance / (2 * variance)).softmax(-1)
+        means = (MEANS * sigma**2 + alpha * SPREAD**2 * x_t[:, None]) / variance
+        return (share[..., None] * means).sum(1)
+
+    def model(self, x_t, times):
+        """The noise in images [n, 2, 1, 1] at times [n], in float64."""
+        assert x_t.dtype == torch.float64, "the sampler has dropped precision"
+        alpha = self.sqrt_alphas_cumprod[times[0]]
+        sigma = self.sqrt_one_minus_alphas_cumprod[times[0]]
+        flat = x_t.flatten(1)
+        return ((flat - alpha * self.x_0(flat, alpha, sigma)) / sigma).reshape(x_t.shape)
+
+    def exact(self, x_T):
+        """Follow the probability-flow ODE, d(x/sigma)/d(lambda) = e^lambda x_0, to t = 0."""
+
+        def level(log_snr):
+            return 1 / math.sqrt(1 + math.exp(-2 * log_snr)), 1 / math.sqrt(
+                1 + math.exp(2 * log_snr)
+            )
+
+        def slope(log_snr, ratio):
+            alpha, sigma = level(log_snr)
+            points = torch.tensor(ratio).reshape(-1, 2) * sigma
+            return (alpha / sigma * self.x_0(points, alpha, sigma)).flatten().numpy()
+
+        log_snr = (self.sqrt_alphas_cumprod / self.sqrt_one_minus_alphas_cumprod).log()
+        start = (x_T.flatten(1) / self.sqrt_one_minus_alphas_cumprod[-1]).flatten().numpy()
+        path = solve_ivp(
+            slope, (log_snr[-1], log_snr[0]), start, method="DOP853", rtol=1e-10, atol=1e-11
+        )
+        alpha, sigma = level(log_snr[0])
+        return self.x_0(torch.tensor(path.y[:, -1]).reshape(-1, 2) * sigma, alpha, sigma)
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    """The exact network (10,000 timesteps: the grid is finer than any error), noise and answer."""
+    network = ExactMixture(10_000)
+    x_T = exercise1.starting_noise(range(64), (2, 1, 1))[0].double()
+    return network, x_T, network.exact(x_T)
+
+
+def order_of(sample, mixture, step_counts):
+    """Fit error = c * steps^-order; return (order, the errors)."""
+    network, x_T, exact = mixture
+    errors = []
+    for steps in step_counts:
+        x_0 = sample(network, x_T, steps).flatten(1) * 2 - 1
+        assert x_0.dtype == torch.float64
+        errors.append((x_0 - exact).square().mean().sqrt().item())
+    logs = torch.tensor([[math.log(n), math.log(e)] for n, e in zip(step_counts, errors)])  # noqa: B905
+    centred = logs - logs.mean(0)
+    return -(centred[:, 0] @ centred[:, 1] / centred[:, 0].square().sum()).item(), errors
+
+
+def test_the_exact_answer_is_on_the_mixture(mixture):
+    _, _, exact = mixture
+    nearest = torch.cdist(exact, MEANS).min(1).values
+    assert nearest.mean() < 2 * SPREAD
+    assert len(torch.cdist(exact, MEANS).argmin(1).unique()) == len(MEANS)
+
+
+def test_ddim_converges_with_order_one(mixture):
+    order, errors = order_of(exercise1.sample_ddim, mixture, (20, 40, 80, 160, 320))
+    assert 0.8 < order < 1.25, errors
+    assert errors[-1] < 0.01
+
+
+def test_dpmpp_converges_with_order_two(mixture):
+    order, errors = order_of(exercise1.sample_dpmpp, mixture, (20, 40, 80, 160))
+    assert 1.8 < order < 2.6, errors
+    assert errors[-1] < 1e-3
+
+
+def test_dpmpp_beats_ddim_with_a_fifth_of_the_steps(mixture):
+    _, (few, _) = order_of(exercise1.sample_dpmpp, mixture, (20, 40))
+    _, (many, _) = order_of(exercise1.sample_ddim, mixture, (100, 200))
+    assert few < many
+
+
+# ---- What all samplers promise -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALL_SAMPLERS)
+def test_callback_range_and_length(trained, name):
+    x_T, generators = exercise1.starting_noise(range(2), SHAPE)
+    seen = []
+
+    def note(t, x_t, x_0):
+        assert x_t.shape == x_0.shape == x_T.shape
+        assert x_t.dtype == x_0.dtype == torch.float32
+        assert x_0.abs().max() <= 1
+        seen.append(t)
+
+    images = exercise1.SAMPLERS[name](trained, x_T, 12, note, generators)
+    assert len(seen) == 12
+    assert seen[0] == 999
+    assert all(later < earlier for earlier, later in itertools.pairwise(seen))
+    assert images.shape == x_T.shape
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+@pytest.mark.parametrize("name", ALL_SAMPLERS)
+def test_an_image_does_not_depend_on_its_company(trained, name):
+    sample = exercise1.SAMPLERS[name]
+
+    def draw(seeds):
+        x_T, generators = exercise1.starting_noise(seeds, SHAPE)
+        return sample(trained, x_T, 20, generators=generators)
+
+    together = draw(range(16))
+    alone = torch.cat([draw([seed]) for seed in (3, 0, 15)])
+    assert (together[[3, 0, 15]] - alone).abs().max() < 1e-4
+    assert (together[0] - together[1]).abs().mean() > 0.01, "all images are the same"
+
+
+@pytest.mark.parametrize("name", ALL_SAMPLERS)
+def test_bf16_is_for_the_network_alone(monkeypatch, trained, name):
+    network, inside, outside = trained.model.forward, set(), set()
+
+    def spy(x_t, times):
+        output = network(x_t, times)
+        inside.add(output.dtype)
+        return output
+
+    def draw(precision):
+        x_T, generators = exercise1.starting_noise(range(2), SHAPE)
+        return exercise1.SAMPLERS[name](
+            trained,
+            x_T,
+            20,
+            lambda t, x_t, x_0: outside.update({x_t.dtype, x_0.dtype}),
+            generators,
+            precision=precision,
+        )
+
+    expected = draw(torch.float32)
+    monkeypatch.setattr(trained.model, "forward", spy)
+    images = draw(torch.bfloat16)
+    assert inside == {torch.bfloat16}
+    assert outside == {torch.float32}
+    assert images.dtype == torch.float32
+    assert 0 < (images - expected).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("name", ALL_SAMPLERS)
+def test_one_step_and_too_many_steps(trained, name):
+    x_T, generators = exercise1.starting_noise([0], SHAPE)
+    sample = exercise1.SAMPLERS[name]
+    assert sample(trained, x_T, 1, generators=generators).shape == (1, *SHAPE)
+    with pytest.raises(exercise1.UserError, match="1001 steps"):
+        sample(trained, x_T, 1001, generators=generators)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
+@pytest.mark.parametrize("timesteps", [10, 1000])
+def test_every_number_of_steps_has_its_times(schedule, timesteps):
+    diffusion = exercise1.build_diffusion(8, (1, 2), 3, 16, timesteps, beta_schedule=schedule)
+    levels = exercise1.noise_levels(diffusion)
+    for steps in {1, 2, 3, 4, 5, 9, 20, 50, 333, 900, 999, timesteps}:
+        if steps > timesteps:
+            continue
+        for times in (
+            exercise1.even_times(timesteps, steps),
+            exercise1.log_snr_times(*levels, steps),
+        ):
+            assert len(times) == steps + 1
+            assert times[0] == timesteps - 1
+            assert times[-1] == -1
+            assert all(later < earlier for earlier, later in itertools.pairwise(times))
+
+
+def test_starting_noise_depends_on_the_seed_alone():
+    together, _ = exercise1.starting_noise(range(10, 15), SHAPE)
+    alone, _ = exercise1.starting_noise([12], SHAPE)
+    assert torch.equal(together[2], alone[0])
+    assert abs(together.mean()) < 0.05
+    assert 0.95 < together.std() < 1.05
+    _, (generator,) = exercise1.starting_noise([12], SHAPE)
+    assert not torch.equal(torch.randn(SHAPE, generator=generator), alone[0])
