@@ -1,0 +1,598 @@
+"""Make every figure and every number of the lesson again, from the weights that ship.
+
+    python docs/make_figures.py                      all of it (about an hour on two CPU cores)
+    python docs/make_figures.py --only facts forward some parts; --help lists them
+    python docs/make_figures.py --check              says what is missing or out of date
+
+Starts the exercise scripts as a reader would, keeps what they print, shrinks what they draw to
+docs/images/, builds the strips behind the sliders, and notes in docs/images/figures.json from
+which files each figure was made, so that the build refuses one that is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = ROOT / "docs" / "images"
+REFERENCE = ROOT / "training_results" / "reference"
+MANIFEST = IMAGES / "figures.json"
+WEIGHTS = ROOT / "models" / "ddpm_african_fabrics.pt"
+DATA = ROOT / "african_fabric_processed"
+
+MAX_WIDTH = 1400  # pixels: figures are shown 700 wide, on screens with two pixels per point
+SLIDER_FABRICS = 3  # fabrics side by side in the reverse and the sweep slider
+FORWARD_FABRIC = 5  # which training image the forward slider takes apart, counted over all folders
+FORWARD_FRAMES = 41  # frames of the forward slider
+REVERSE_STEPS = 200  # DDIM steps behind the reverse slider
+REVERSE_EVERY = 5  # of which every fifth is a frame
+SWEEP_COUNTS = (5, 10, 20, 50, 100, 250)  # network evaluations in the sweep slider
+SWEEP_REFERENCE = 1000  # DDIM steps of the picture that the others are compared with
+SWEEP_SEED = 42  # the seed of the first fabric in the sliders
+GAP = 4  # white pixels between the images of a frame
+
+sys.path.insert(0, str(ROOT))  # the sliders use the samplers of exercise 1, as they are
+
+
+# ---- Bookkeeping ---------------------------------------------------------------------------------
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write through a temporary name, so that there is a whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def note(path: Path, made_from: list[Path]) -> None:
+    """Enter a figure in the list: its own checksum and those of what it was made from."""
+    record = read_json(MANIFEST)
+    record[path.relative_to(ROOT).as_posix()] = {
+        "sha256": sha256(path),
+        "made_from": {f.relative_to(ROOT).as_posix(): sha256(f) for f in made_from},
+    }
+    write_json(MANIFEST, dict(sorted(record.items())))
+
+
+def publish(
+    source: Path | Image.Image, name: str, made_from: list[Path], quality: int = 86
+) -> None:
+    """Shrink a picture to the lesson's width and keep it as docs/images/NAME."""
+    picture = source if isinstance(source, Image.Image) else Image.open(source)
+    picture = picture.convert("RGB")
+    if picture.width > MAX_WIDTH:
+        height = round(picture.height * MAX_WIDTH / picture.width)
+        picture = picture.resize((MAX_WIDTH, height), Image.Resampling.LANCZOS)
+    IMAGES.mkdir(exist_ok=True)
+    picture.save(IMAGES / name, quality=quality, method=6)
+    note(IMAGES / name, made_from)
+    print(f"  wrote docs/images/{name} ({(IMAGES / name).stat().st_size / 1000:.0f} kB)")
+
+
+def hardware() -> str:
+    """Name the machine in words, as the lesson prints it."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        match = re.search(r"model name\s*: (.+)", cpuinfo.read_text())
+        name = match.group(1).strip() if match else name
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return (
+        f"{cores} cores of an {name}{gpu}" if name[0] in "AEIOU" else f"{cores} cores, {name}{gpu}"
+    )
+
+
+def run_script(name: str, arguments: list[str], folder: Path, shown: str) -> dict:
+    """Run a script of the bundle in a folder; return what a reader sees: command and output."""
+    print(f"  $ {shown}")
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / name), *arguments], cwd=folder, text=True, encoding="utf-8",
+        capture_output=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"Error: '{shown}' ended with {done.returncode}: {done.stderr[-2000:]}")
+    return {
+        "command": shown,
+        "output": done.stdout.rstrip() + "\n",
+        "seconds": round(time.perf_counter() - started, 2),
+        "hardware": hardware(),
+    }
+
+
+def keep_transcript(key: str, run: dict) -> None:
+    """Add what a command printed to training_results/reference/transcripts.json."""
+    transcripts = read_json(REFERENCE / "transcripts.json")
+    write_json(REFERENCE / "transcripts.json", dict(sorted({**transcripts, key: run}.items())))
+
+
+def workspace(folder: str) -> Path:
+    """Make a folder that looks like a fresh clone after --verify: weights and data by link."""
+    place = Path(folder)
+    for original in (WEIGHTS.parent, DATA):
+        if original.exists():
+            (place / original.name).symlink_to(original)
+    return place
+
+
+# ---- The parts -----------------------------------------------------------------------------------
+
+
+def make_facts() -> None:
+    """Count and weigh what the text states about the network, the process and the files."""
+    from denoising_diffusion_pytorch import denoising_diffusion_pytorch as library
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from exercise1_generate import build_diffusion
+
+    torch.manual_seed(0)
+    diffusion = build_diffusion()
+    layers = []
+
+    def watch(name, module):
+        kind = {"ResnetBlock": "residual block", "LinearAttention": "linear attention",
+                "Attention": "full attention", "Conv2d": "convolution"}  # fmt: skip
+
+        def hook(_, inputs, output):
+            layers.append({
+                "name": name, "kind": kind.get(type(module).__name__, "resampling"),
+                "channels_in": inputs[0].shape[1], "channels_out": output.shape[1],
+                "size_in": inputs[0].shape[-1], "size_out": output.shape[-1],
+            })  # fmt: skip
+
+        module.register_forward_hook(hook)
+
+    kinds = (library.ResnetBlock, library.LinearAttention, library.Attention)
+    for name, module in diffusion.model.named_modules():
+        if isinstance(module, kinds) or re.fullmatch(
+            r"init_conv|final_conv|(up|down)s\.\d\.3", name
+        ):
+            watch(name, module)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        diffusion.model(torch.zeros(1, 3, 64, 64), torch.tensor([0]))
+    modules = list(diffusion.model.modules())
+    parameters = sum(weight.numel() for weight in diffusion.model.parameters())
+
+    rows, at_500 = [], {}
+    for t in (0, 100, 250, 499, 750, 999):
+        row = {"t": t}
+        for name in ("linear", "cosine", "sigmoid"):
+            betas = getattr(library, f"{name}_beta_schedule")(1000)
+            row[name] = torch.cumprod(1 - betas, 0)[t].item()
+            if t == 499:
+                at_500[name] = row[name]
+        row["snr"] = row["sigmoid"] / (1 - row["sigmoid"])
+        rows.append(row)
+
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(32, 3, 64, 64, generator=generator)
+        untrained = float(diffusion(images))
+
+    write_json(REFERENCE / "lesson_facts.json", {
+        "library": library.__version__,
+        "network": {
+            "parameters": parameters,
+            "gflop_forward": counter.get_total_flops() / 1e9,
+            "rms_norms": sum(isinstance(m, library.RMSNorm) for m in modules),
+            "group_norms": sum(isinstance(m, torch.nn.GroupNorm) for m in modules),
+            "layers": layers,
+        },
+        "schedules": rows,
+        "alpha_bar_at_499": at_500,
+        "posterior_variance_at_0": float(diffusion.posterior_variance[0]),
+        "sqrt_alpha_bar_at_T": float(diffusion.sqrt_alphas_cumprod[-1]),
+        "untrained_loss": untrained,
+        "files": file_sizes(diffusion),
+        "all_timesteps_mib": 16 * 1001 * 3 * 64 * 64 * 4 / 2**20,
+        "training": {"images": 1059, "batch": 32, "steps": 100_000,
+                     "passes": 100_000 * 32 / 1059,
+                     "data_mb_uint8": 1059 * 3 * 64 * 64 / 1e6},
+    })  # fmt: skip
+    print("  wrote training_results/reference/lesson_facts.json")
+
+
+def file_sizes(diffusion) -> dict:
+    """Write each kind of weight file once and weigh it, in units of 10^6 bytes."""
+    import copy
+
+    optimizer = torch.optim.Adam(diffusion.parameters(), lr=1e-4)
+    for weight in diffusion.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    state = diffusion.state_dict()
+    half = {
+        key: value.half() if key.startswith("model.") else value for key, value in state.items()
+    }
+    checkpoint = {"step": 1, "model": state, "opt": optimizer.state_dict(),
+                  "ema": {"ema_model": copy.deepcopy(state)}}  # fmt: skip
+    sizes = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in (("fp32", state), ("fp16", half), ("checkpoint", checkpoint)):
+            torch.save(content, Path(folder) / "file.pt")
+            sizes[f"{name}_mb"] = (Path(folder) / "file.pt").stat().st_size / 1e6
+    return sizes
+
+
+def strip_of(frames: list[torch.Tensor]) -> Image.Image:
+    """Lay frames [rows, columns, 3, h, w] in [0, 1] side by side, with gaps inside each."""
+    pictures = []
+    for frame in frames:
+        rows, columns, _, height, width = frame.shape
+        sheet = torch.ones(3, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP)
+        for i in range(rows):
+            for j in range(columns):
+                y, x = i * (height + GAP), j * (width + GAP)
+                sheet[:, y : y + height, x : x + width] = frame[i, j]
+        pictures.append(sheet)
+    levels = (torch.cat(pictures, dim=2).clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(levels.permute(1, 2, 0).numpy())
+
+
+def publish_strip(
+    name: str, frames: list[torch.Tensor], made_from: list[Path], quality: int
+) -> None:
+    strip = strip_of(frames)
+    if strip.width > 16383:
+        raise SystemExit(
+            f"Error: the strip of {name} is {strip.width} pixels wide, WebP ends at 16383."
+        )
+    IMAGES.mkdir(exist_ok=True)
+    path = IMAGES / f"slider_{name}.webp"
+    strip.save(path, quality=quality, method=6)
+    note(path, made_from)
+    print(f"  wrote docs/images/{path.name} ({path.stat().st_size / 1000:.0f} kB)")
+
+
+def training_image(index: int) -> torch.Tensor:
+    """Return training image number `index` as [3, 64, 64] in [0, 1]."""
+    files = sorted(DATA.rglob("*.png"))
+    if not files:
+        raise SystemExit("Error: there are no fabrics: run python prepare_fabrics.py first.")
+    pixels = np.array(Image.open(files[index]).convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1) / 255
+
+
+def make_forward() -> None:
+    """The forward slider: one fabric and one noise, mixed for each t."""
+    from exercise1_generate import build_diffusion, starting_noise
+
+    diffusion = build_diffusion(dim=8, dim_mults=(1, 2))  # only its schedule is used
+    x_0 = training_image(FORWARD_FABRIC)[None] * 2 - 1
+    noise, _ = starting_noise([SWEEP_SEED], (3, 64, 64))
+    frames, facts = [], []
+    for t in np.linspace(0, 999, FORWARD_FRAMES).round().astype(int).tolist():
+        x_t = diffusion.q_sample(x_0, torch.tensor([t]), noise)
+        frames.append(((x_t + 1) / 2)[None])
+        a = diffusion.alphas_cumprod[t].item()
+        facts.append({"t": t, "alpha_bar": a, "signal": math.sqrt(a),
+                      "noise": math.sqrt(1 - a), "snr": a / (1 - a)})  # fmt: skip
+    write_json(REFERENCE / "slider_forward.json", {"frames": facts})
+    publish_strip("forward", frames, [REFERENCE / "slider_forward.json"], quality=80)
+
+
+def load_network():
+    """Load the shipped weights as exercise 1 does."""
+    from exercise1_generate import load_weights
+
+    if not WEIGHTS.is_file():
+        raise SystemExit(f"Error: {WEIGHTS.relative_to(ROOT)} is missing: train it first.")
+    diffusion, _ = load_weights(WEIGHTS)
+    return diffusion.to(memory_format=torch.channels_last)
+
+
+def make_reverse() -> None:
+    """The reverse slider: x_t above the predicted x_0, by DDIM from three noises."""
+    from exercise1_generate import sample_ddim, starting_noise
+
+    diffusion = load_network()
+    x_T, _ = starting_noise(range(SWEEP_SEED, SWEEP_SEED + SLIDER_FABRICS), (3, 64, 64))
+    frames, facts = [], []
+
+    def keep(t, x_t, x_0):
+        if len(seen) % REVERSE_EVERY == 0 or len(seen) == REVERSE_STEPS - 1:
+            frames.append((torch.stack((x_t, x_0)) + 1) / 2)
+            a = diffusion.alphas_cumprod[t].item()
+            facts.append({"t": t, "alpha_bar": a, "snr": a / (1 - a)})
+        seen.append(t)
+
+    seen: list[int] = []
+    sample_ddim(diffusion, x_T, REVERSE_STEPS, callback=keep)
+    write_json(REFERENCE / "slider_reverse.json", {"steps": REVERSE_STEPS, "frames": facts})
+    publish_strip("reverse", frames, [REFERENCE / "slider_reverse.json", WEIGHTS], quality=72)
+
+
+def make_sweep() -> None:
+    """The sweep slider: DDIM above DPM-Solver++ above the 1000-step result, from one x_T."""
+    from exercise1_generate import sample_ddim, sample_dpmpp, starting_noise
+
+    diffusion = load_network()
+    x_T, _ = starting_noise(range(SWEEP_SEED, SWEEP_SEED + SLIDER_FABRICS), (3, 64, 64))
+
+    def timed(sampler, steps):
+        started = time.perf_counter()
+        images = sampler(diffusion, x_T, steps)
+        print(f"  {sampler.__name__}, {steps} steps: {time.perf_counter() - started:.0f} s")
+        return images, (time.perf_counter() - started) / len(x_T)
+
+    target, longest = timed(sample_ddim, SWEEP_REFERENCE)
+    frames, facts = [], []
+    for steps in SWEEP_COUNTS:
+        ddim, seconds = timed(sample_ddim, steps)
+        dpmpp, _ = timed(sample_dpmpp, steps)
+        frames.append(torch.stack((ddim, dpmpp, target)))
+        distance = [float((images - target).square().mean().sqrt()) for images in (ddim, dpmpp)]
+        facts.append({"steps": steps, "seconds_per_image": seconds,
+                      "ddim_rmse": distance[0], "dpmpp_rmse": distance[1]})  # fmt: skip
+    write_json(REFERENCE / "slider_sweep.json", {
+        "hardware": hardware(), "reference_steps": SWEEP_REFERENCE,
+        "reference_seconds_per_image": longest, "frames": facts,
+    })  # fmt: skip
+    publish_strip("sweep", frames, [REFERENCE / "slider_sweep.json", WEIGHTS], quality=86)
+
+
+def make_data() -> None:
+    """Exercise 3's first look: --verify, its nine images, its output."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = run_script("exercise3_train.py", ["--verify"], workspace(folder),
+                         "python exercise3_train.py --verify")  # fmt: skip
+        publish(Path(folder) / "training_samples_grid.png", "training_samples_grid.webp", [])
+    keep_transcript("verify", run)
+
+
+def make_exercise1() -> None:
+    """Exercise 1 as a reader runs it."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = run_script("exercise1_generate.py", [], workspace(folder),
+                         "python exercise1_generate.py")  # fmt: skip
+        publish(Path(folder) / "exercise1_output.png", "exercise1_output.webp", [WEIGHTS])
+    keep_transcript("exercise1", run)
+
+
+def make_weights() -> None:
+    """Name the shipped weights: size, checksum, step; and what the page's snippet prints."""
+    digest, size = sha256(WEIGHTS), WEIGHTS.stat().st_size / 1e6
+    step = torch.load(WEIGHTS, map_location="cpu", weights_only=True, mmap=True)["step"]
+    write_json(REFERENCE / "weights.json", {"mb": size, "sha256": digest, "step": step})
+    note(REFERENCE / "weights.json", [WEIGHTS])
+    printed = f"{size:.1f} MB, sha256 {digest[:16]}...\n"
+    keep_transcript("checksum", {"command": "", "output": printed})
+
+
+def make_exercise2() -> None:
+    """Exercise 2 as a reader runs it: five parts, their figures, their measurements, the morph."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = run_script("exercise2_explore.py", [], workspace(folder),
+                         "python exercise2_explore.py")  # fmt: skip
+        for name in ("exercise2_sampling_comparison", "reverse_diffusion_demo",
+                     "forward_diffusion_demo", "noise_schedule_comparison"):  # fmt: skip
+            made_from = [] if name.startswith(("forward", "noise")) else [WEIGHTS]
+            publish(Path(folder) / f"{name}.png", f"{name}.webp", made_from)
+        for measurements in Path(folder).glob("*.json"):
+            shutil.copy(measurements, REFERENCE / measurements.name)
+        shutil.copy(Path(folder) / "ddpm_fabric_morph.mp4", IMAGES / "ddpm_fabric_morph.mp4")
+        note(IMAGES / "ddpm_fabric_morph.mp4", [WEIGHTS])
+        with Image.open(Path(folder) / "ddpm_fabric_morph.gif") as film:
+            film.seek(0)
+            publish(film.convert("RGB"), "ddpm_fabric_morph_still.webp", [WEIGHTS])
+    keep_transcript("exercise2", run)
+
+
+def make_training() -> None:
+    """What the reference run left: its curve, and its samples as time went on."""
+    publish(REFERENCE / "loss_curve.png", "loss_curve.webp", [REFERENCE / "losses.csv"], quality=90)
+    found = {int(path.stem.split("-")[1]): path for path in REFERENCE.glob("sample-*.png")}
+    if not found:
+        raise SystemExit("Error: training_results/reference/ holds no sample-STEP.png.")
+    publish(progression(found), "progression.webp", sorted(found.values()))
+
+
+def progression(found: dict[int, Path]) -> Image.Image:
+    """Set the sample grids of up to six steps side by side, each under its step."""
+    from PIL import ImageDraw, ImageFont
+
+    steps = sorted(found)
+    if len(steps) > 6:  # spread evenly on a logarithmic scale, first and last included
+        marks = np.geomspace(steps[0], steps[-1], 6)
+        steps = sorted({min(steps, key=lambda step, m=mark: abs(step - m)) for mark in marks})
+    columns, cell, head = 3, 440, 40
+    rows = math.ceil(len(steps) / columns)
+    sheet = Image.new("RGB", (columns * (cell + 16) - 16, rows * (cell + head + 12)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(24)
+    for i, step in enumerate(steps):
+        x, y = i % columns * (cell + 16), i // columns * (cell + head + 12)
+        grid = without_title(Image.open(found[step]).convert("RGB"))
+        sheet.paste(grid.resize((cell, cell), Image.Resampling.LANCZOS), (x, y + head))
+        draw.text((x + cell / 2, y + head / 2), f"step {step:,}", "black", font, anchor="mm")
+    return sheet
+
+
+def without_title(grid: Image.Image) -> Image.Image:
+    """Cut the title line off a grid of save_grid."""
+    return grid.crop((0, 44, grid.width, grid.height))
+
+
+def make_comparison() -> None:
+    """Training images beside generated ones, 16 each."""
+    from PIL import ImageDraw, ImageFont
+
+    with tempfile.TemporaryDirectory() as folder:
+        run_script("exercise1_generate.py", ["--seed", "100"], workspace(folder),
+                   "python exercise1_generate.py --seed 100")  # fmt: skip
+        made = sorted((Path(folder) / "generated_samples").glob("*.png"))
+        drawn = [Image.open(path).convert("RGB") for path in made]
+    files = sorted(DATA.rglob("*.png"))
+    real = [Image.open(files[int((i + 0.5) * len(files) / 16)]).convert("RGB") for i in range(16)]
+    cell, head = 168, 44
+    side = 4 * (cell + 4)
+    sheet = Image.new("RGB", (2 * side + 24, side + head), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(26)
+    for k, (title, pictures) in enumerate((("training images", real), ("generated", drawn))):
+        draw.text((k * (side + 24) + side / 2, head / 2), title, "black", font, anchor="mm")
+        for i, picture in enumerate(pictures):
+            place = (k * (side + 24) + i % 4 * (cell + 4), head + i // 4 * (cell + 4))
+            sheet.paste(picture.resize((cell, cell), Image.Resampling.BICUBIC), place)
+    publish(sheet, "training_vs_generated.webp", [WEIGHTS])
+
+
+def make_neighbours() -> None:
+    """The figure that evaluate_fabrics.py left beside its numbers."""
+    publish(REFERENCE / "evaluation_neighbours.png", "nearest_neighbours.webp",
+            [REFERENCE / "evaluation.json"])  # fmt: skip
+
+
+def make_from_scratch() -> None:
+    """Train docs/ddpm_from_scratch.py as a reader would, and keep its curve and its fabrics."""
+    script = ROOT / "docs" / "ddpm_from_scratch.py"
+    with tempfile.TemporaryDirectory() as folder:
+        run = run_script("docs/ddpm_from_scratch.py", [], workspace(folder),
+                         "python ddpm_from_scratch.py")  # fmt: skip
+        facts = read_json(Path(folder) / "from_scratch.json")
+        losses = facts.pop("losses")
+        every = 25
+        facts["curve"] = [
+            {"step": i + every, "loss": float(np.mean(losses[i : i + every]))}
+            for i in range(0, len(losses) - every + 1, every)
+        ]
+        facts["hardware"] = hardware()
+        write_json(REFERENCE / "from_scratch.json", facts)
+        publish(Path(folder) / "from_scratch.png", "from_scratch.webp", [])
+    publish(plot_curve(facts["curve"]), "from_scratch_loss.webp",
+            [REFERENCE / "from_scratch.json"], quality=92)  # fmt: skip
+    keep_transcript("from_scratch", run)
+    assert script.is_file()
+
+
+def plot_curve(curve: list[dict]) -> Image.Image:
+    """Draw loss against step."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    axes.plot([row["step"] for row in curve], [row["loss"] for row in curve], color="#0b6e75")
+    axes.set(xlabel="step", ylabel="mean squared error", yscale="log")
+    axes.set_title("Loss of the network from scratch, means of 25 steps")
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(buffer := tempfile.SpooledTemporaryFile(), dpi=200, format="png")  # noqa: SIM115
+    plt.close(figure)
+    buffer.seek(0)
+    return Image.open(buffer).convert("RGB")
+
+
+def make_notebook() -> None:
+    """docs/ddpm_from_scratch.ipynb: the script, cut at its `# %%` lines."""
+    source = (ROOT / "docs" / "ddpm_from_scratch.py").read_text(encoding="utf-8")
+    path = ROOT / "docs" / "ddpm_from_scratch.ipynb"
+    path.write_text(notebook_of(source), encoding="utf-8")
+    print(f"  wrote {path.relative_to(ROOT)}")
+
+
+def notebook_of(source: str) -> str:
+    """Turn a script with `# %%` marks into a notebook (format 4.5), without any output."""
+    cells = []
+    for mark, body in re.findall(r"^# %%( \[markdown\])?\n(.*?)(?=^# %%|\Z)", source, re.M | re.S):
+        text = re.sub(r"^# ?", "", body, flags=re.M) if mark else body
+        text = text.strip("\n")
+        if "__main__" in text:  # a notebook has no command line
+            text = text.replace('if __name__ == "__main__":\n    main()', "main([])")
+        cells.append({
+            "cell_type": "markdown" if mark else "code",
+            "id": f"cell-{len(cells):02d}",
+            "metadata": {},
+            "source": text.splitlines(keepends=True),
+        } | ({} if mark else {"execution_count": None, "outputs": []}))  # fmt: skip
+    notebook = {
+        "cells": cells,
+        "metadata": {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+PARTS = {
+    "facts": make_facts,
+    "notebook": make_notebook,
+    "forward": make_forward,
+    "data": make_data,
+    "weights": make_weights,
+    "exercise1": make_exercise1,
+    "reverse": make_reverse,
+    "sweep": make_sweep,
+    "exercise2": make_exercise2,
+    "training": make_training,
+    "comparison": make_comparison,
+    "neighbours": make_neighbours,
+    "from_scratch": make_from_scratch,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the parts that were asked for, or only look at what is there."""
+    global DATA
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="Parts: " + "; ".join(f"{name}: {part.__doc__}" for name, part in PARTS.items()),
+    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts")
+    parser.add_argument("--data", type=Path, default=DATA, help="the training fabrics")
+    parser.add_argument("--check", action="store_true", help="make nothing, say what is amiss")
+    options = parser.parse_args(argv)
+    DATA = options.data.resolve()
+    if options.check:
+        return check()
+    started = time.perf_counter()
+    for name in options.only:
+        print(f"{name}: {PARTS[name].__doc__.splitlines()[0]}")
+        PARTS[name]()
+    print(f"Made {len(options.only)} parts in {time.perf_counter() - started:.0f} s.")
+    return 0
+
+
+def check() -> int:
+    """Say which made files are missing or older than what they were made from."""
+    sys.path.insert(0, str(ROOT / "docs" / "_ext"))
+    from measured import figure_faults
+
+    wanted = set(read_json(MANIFEST))
+    for page in sorted((ROOT / "docs").glob("*.rst")):
+        wanted |= {f"docs/{p}" for p in re.findall(r"images/\S+\.(?:webp|mp4)", page.read_text())}
+    faults = [fault for name in sorted(wanted) for fault in figure_faults(name)]
+    print("\n".join(faults) or "Every figure is there and up to date.")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
