@@ -711,6 +711,15 @@ def denoising_loss(
     return squared_error * diffusion.loss_weight[t]
 
 
+def weight_by_min_snr(diffusion: GaussianDiffusion) -> None:
+    """Multiply the loss weight by min(SNR, 5) / SNR (Hang et al. 2023, section 3.4).
+
+    Nearly clean images are easy to denoise, and without it they take most of the gradient.
+    """
+    snr = diffusion.alphas_cumprod / (1 - diffusion.alphas_cumprod)
+    diffusion.loss_weight *= snr.clamp(max=MIN_SNR_GAMMA) / snr
+
+
 def learning_rate(step: int, args: argparse.Namespace) -> float:
     """Learning rate of a step (from 1): linear warm-up, then constant or cosine to --lr-final."""
     if step <= args.warmup_steps:
@@ -800,8 +809,7 @@ def start_run(args: argparse.Namespace) -> Run:
     heldout_folder = provide_heldout(args, accelerator)
     heldout = None
     if heldout_folder is not None:
-        heldout = load_images(heldout_folder, args.image_size)[0][:FIXED_IMAGES]
-        heldout = heldout.to(accelerator.device)
+        heldout = spread(load_images(heldout_folder, args.image_size)[0]).to(accelerator.device)
 
     torch.manual_seed(args.seed)  # the initial weights
     diffusion = build_diffusion(
@@ -813,8 +821,7 @@ def start_run(args: argparse.Namespace) -> Run:
         beta_schedule=args.schedule,
     )
     if args.min_snr:
-        snr = diffusion.alphas_cumprod / (1 - diffusion.alphas_cumprod)
-        diffusion.loss_weight *= snr.clamp(max=MIN_SNR_GAMMA) / snr
+        weight_by_min_snr(diffusion)
     if args.init_weights:
         load_initial_weights(diffusion, args.init_weights)
     diffusion.to(accelerator.device, memory_format=torch.channels_last)
@@ -952,10 +959,10 @@ def predict_noise(model: GaussianDiffusion, x_t: torch.Tensor, t: torch.Tensor) 
     return model.predict_noise_from_start(x_t, t, output)
 
 
-def choose_fixed_images(run: Run) -> torch.Tensor:
-    """FIXED_IMAGES training images, evenly spread over the folders."""
-    places = np.linspace(0, len(run.images) - 1, min(FIXED_IMAGES, len(run.images)))
-    return run.images[torch.from_numpy(places.round().astype(np.int64)).to(run.device)]
+def spread(images: torch.Tensor) -> torch.Tensor:
+    """FIXED_IMAGES of a sorted data set, evenly spread, so that every subfolder has its share."""
+    places = np.linspace(0, len(images) - 1, min(FIXED_IMAGES, len(images)))
+    return images[torch.from_numpy(places.round().astype(np.int64)).to(images.device)]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1255,7 +1262,6 @@ def training_loop(run: Run, stop: StopRequest) -> None:
         unit="step",
         desc="Training",
         disable=not run.accelerator.is_main_process,
-        mininterval=0.5,
     )
     clock = Clock(run)
     with bar:
@@ -1397,7 +1403,7 @@ def make_row(run: Run, clock: Clock) -> dict[str, float]:
 def add_fixed_losses(run: Run, row: dict[str, float]) -> dict[str, float]:
     """Add the fixed losses on training and held-out images, their means and their bins of t."""
     if run.accelerator.is_main_process:
-        chosen = {"train": choose_fixed_images(run), "heldout": run.heldout}
+        chosen = {"train": spread(run.images), "heldout": run.heldout}
         for name, images in chosen.items():
             if images is not None:
                 bins = fixed_losses(run, images)

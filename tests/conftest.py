@@ -1,0 +1,142 @@
+"""What several test files need: the scripts, tiny data, and a quick way to run a command line."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Two threads of many test processes on two cores only get into each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["TQDM_MININTERVAL"] = (
+    "0"  # progress bars show every step, so that tests can wait for one
+)
+
+
+def load_script(name):
+    """Import a top-level script as a module, without running it."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass
+class Finished:
+    """What a command left behind."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def sentence(self):
+        """The one line of an error message; fails if there is a traceback or none or more."""
+        assert "Traceback" not in self.stderr, self.stderr
+        lines = [line for line in self.stderr.splitlines() if line.startswith("Error: ")]
+        assert len(lines) == 1, self.stderr
+        return lines[0]
+
+
+class Command:
+    """A running command line: wait for it, send it signals."""
+
+    def __init__(self, server, folder, number):
+        self.server, self.folder, self.number = server, folder, number
+        self.pid = json.loads(server.process.stdout.readline())["pid"]
+        self.code = None
+
+    def send(self, signal_number):
+        """Send a signal, as `kill` does."""
+        os.kill(self.pid, signal_number)
+
+    def output(self, name):
+        """What has been written so far to 'stdout' or 'stderr'."""
+        path = self.folder / f"{name}-{self.number}"
+        return path.read_text() if path.exists() else ""
+
+    def finish(self):
+        """Wait for the end."""
+        if self.code is None:
+            self.code = json.loads(self.server.process.stdout.readline())["code"]
+        return Finished(self.code, self.output("stdout"), self.output("stderr"))
+
+    def wait_until(self, condition, seconds=60):
+        """Poll until condition() is true; fails the test after so many seconds."""
+        limit = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < limit, self.output("stdout") + self.output("stderr")
+            time.sleep(0.0005)
+
+
+class Server:
+    """A process that has imported a script and forks a child per command (see fork_server.py)."""
+
+    def __init__(self, script, folder):
+        self.folder, self.count = folder, 0
+        command = [sys.executable, str(Path(__file__).parent / "fork_server.py"), str(script)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self, *argv, cwd, **limits):
+        """Start a command line in a folder; returns a Command."""
+        self.count += 1
+        request = {"argv": [str(a) for a in argv], "cwd": str(cwd), **limits}
+        for name in ("stdout", "stderr"):
+            request[name] = str(self.folder / f"{name}-{self.count}")
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return Command(self, self.folder, self.count)
+
+    def run(self, *argv, cwd, **limits):
+        """Run a command line to its end."""
+        return self.start(*argv, cwd=cwd, **limits).finish()
+
+    def close(self):
+        """End the server."""
+        self.process.stdin.close()
+        self.process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory):
+    """serve('exercise3_train') -> Server for that script, one per session."""
+    servers = {}
+
+    def get(name):
+        if name not in servers:
+            servers[name] = Server(ROOT / f"{name}.py", tmp_path_factory.mktemp(f"serve-{name}"))
+        return servers[name]
+
+    yield get
+    for server in servers.values():
+        server.close()
+
+
+def write_blocks(folder, count, size=8, seed=0):
+    """`count` tiny PNGs of random colour blocks, in two subfolders."""
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        path = folder / "ab"[i % 2] / f"{i:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        blocks = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)
+        Image.fromarray(blocks).resize((size, size), Image.Resampling.NEAREST).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    """A folder of 120 images of 8x8; tests that change it take a copy."""
+    return write_blocks(tmp_path_factory.mktemp("tiny") / "data", 120)
