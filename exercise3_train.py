@@ -348,11 +348,31 @@ def predict_x_0(diffusion, x_t, t, precision=torch.float32):
 
 
 # Copied from exercise1_generate.py
-def dpmpp_times(timesteps, steps):
-    """Choose `steps` times from T - 1 down to 0, evenly; the last entry, -1, is the clean image."""
+def check_steps(timesteps, steps):
+    """Raise UserError if a model of so many timesteps cannot be sampled in so many steps."""
     if steps > timesteps:
         raise UserError(f"{steps} steps are too many: the model has {timesteps} timesteps.")
-    return [*torch.linspace(timesteps - 1, 0, steps).round().int().tolist(), -1]
+
+
+# Copied from exercise1_generate.py
+def log_snr_times(alpha, sigma, steps):
+    """Choose `steps` times from T - 1 to 0, evenly in lambda = log(alpha / sigma); then -1.
+
+    Evenly in t would leave most of the way, as lambda measures it, to the last few steps: with
+    the sigmoid schedule lambda runs from -7.5 to 4, but from -0.9 to 0.9 during half of all t.
+    Beyond -5 there is nothing to be seen in x_t, so one step crosses whatever lies there, and
+    one step crosses the last interval, which is wide in the sigmoid schedule (-7.5 to -4).
+    """
+    timesteps = len(alpha) - 1
+    check_steps(timesteps, steps)
+    log_snr = torch.tensor([math.log(a / s) for a, s in zip(alpha[:-1], sigma[:-1], strict=True)])
+    wanted = torch.linspace(max(log_snr[-2:][0].item(), -5), log_snr[0].item(), steps - 1)
+    nearest = (log_snr[:, None] - wanted).abs().argmin(0).tolist()
+    times = [timesteps - 1]
+    for left, t in zip(range(steps - 2, -1, -1), nearest, strict=True):
+        # Each time once, also where steps are many, and enough of them left for the rest.
+        times.append(max(min(t, times[-1] - 1), left))
+    return [*times, -1]
 
 
 # Copied from exercise1_generate.py
@@ -367,7 +387,7 @@ def sample_dpmpp(
     steps where DDIM needs hundreds. Deterministic; for the rest see sample_ddpm.
     """
     alpha, sigma = noise_levels(diffusion)
-    times = dpmpp_times(diffusion.num_timesteps, steps)
+    times = log_snr_times(alpha, sigma, steps)
     x_t, last_x_0, last_h = x_T, None, None
     for t, s in itertools.pairwise(times):
         x_0 = predict_x_0(diffusion, x_t, t, precision)

@@ -116,7 +116,8 @@ def test_two_processes_equal_one(tiny_data, tmp_path):
     script = str(ROOT / "exercise3_train.py")
     one = [sys.executable, script, *map(str, words(tiny_data, results="one"))]
     launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    two = [sys.executable, "-m", *launch, "--main_process_port", "0", script, *map(str, words(tiny_data, results="two"))]  # fmt: skip
+    two = [sys.executable, "-m", *launch, "--main_process_port", "0", script]
+    two += map(str, words(tiny_data, results="two"))
     for command in (one, two):
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True

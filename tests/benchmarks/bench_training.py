@@ -1,0 +1,218 @@
+"""Training speed against the stock library, both timed in turn in one run.
+
+    python tests/benchmarks/bench_training.py                     the real network, batch 32
+    python tests/benchmarks/bench_training.py --steps 3 --rounds 2    quicker, noisier
+
+Builds the library's own Trainer (same network, data and batch; mixed precision on a GPU, FID off)
+and exercise3_train.py's training step, and lets them take turns, so that whatever else the machine
+does falls on both. The figure of a variant is the median over the rounds; the ratio is taken
+within each round first. Writes training_results/reference/bench_training.json and prints a table.
+"""
+
+import argparse
+import gc
+import importlib.util
+import json
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
+
+ROOT = Path(__file__).resolve().parents[2]
+FLOP_PER_IMAGE = 44e9  # forward and backward of one 64x64 image through the 35.7M U-Net
+
+
+def load_exercise3():
+    """Import exercise3_train.py by its path."""
+    spec = importlib.util.spec_from_file_location("exercise3_train", ROOT / "exercise3_train.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["exercise3_train"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def synchronize(device):
+    """Wait until a GPU has done what it was told to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def stock_variant(args, device, folder):
+    """The library's Trainer; returns a function that trains so many steps."""
+    unet = Unet(dim=args.dim, dim_mults=tuple(args.dim_mults), channels=3, flash_attn=False)
+    diffusion = GaussianDiffusion(unet, image_size=args.image_size, timesteps=1000,
+                                  objective="pred_noise", beta_schedule="sigmoid")  # fmt: skip
+    trainer = Trainer(
+        diffusion,
+        str(args.data),
+        train_batch_size=args.batch_size,
+        train_lr=2e-4,
+        train_num_steps=0,
+        save_and_sample_every=10**9,
+        results_folder=str(folder),
+        amp=device.type == "cuda",
+        mixed_precision_type="bf16",
+        calculate_fid=False,
+    )
+
+    def run(steps):
+        trainer.train_num_steps = trainer.step + steps
+        trainer.train()
+
+    return run
+
+
+def our_variant(ex3, args, device, precision, compiled):
+    """Our training step in one precision, eager or compiled; returns the same kind of function."""
+    options = ex3.parse_options(
+        ["--train", "--data", str(args.data), "--batch-size", str(args.batch_size),
+         "--image-size", str(args.image_size), "--dim", str(args.dim), "--device", device.type,
+         "--precision", precision, "--dim-mults", *map(str, args.dim_mults)]
+    )  # fmt: skip
+    options.heldout = None
+    ex3.provide_heldout = lambda *_: None  # not part of what is timed
+    run_state = ex3.start_run(options)
+    if compiled:
+        mode = "reduce-overhead" if device.type == "cuda" else "default"
+        run_state.diffusion.model.compile(mode=mode)
+
+    def run(steps):
+        losses = []
+        for _ in range(steps):
+            run_state.step += 1
+            losses.append(ex3.train_step(run_state, run_state.step))
+        torch.stack(losses).tolist()
+
+    return run
+
+
+def matmul_rate(device, dtype):
+    """The machine's own rate of matrix products, FLOP per second, best of five."""
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(5):
+        synchronize(device)
+        started = time.perf_counter()
+        a @ a
+        synchronize(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+def time_round(run, steps, device):
+    """Seconds per step."""
+    synchronize(device)
+    started = time.perf_counter()
+    run(steps)
+    synchronize(device)
+    return (time.perf_counter() - started) / steps
+
+
+def peak_memory(device):
+    """Bytes: of GPU memory where there is a GPU, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure(args):
+    """Time all variants in turn; returns what goes into the JSON file."""
+    ex3 = load_exercise3()
+    device = ex3.pick_device(args.device)
+    precision = ex3.pick_precision("auto", device)
+    short = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[precision]
+    scratch = Path(args.scratch)
+    makers = {"stock": lambda: stock_variant(args, device, scratch),
+              f"ours, {short}": lambda: our_variant(ex3, args, device, short, False)}  # fmt: skip
+    if args.compile:
+        makers[f"ours, {short}, compiled"] = lambda: our_variant(ex3, args, device, short, True)
+    runs, warm_up, memory = {}, {}, {}
+    for name, make in makers.items():
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        runs[name] = make()
+        warm_up[name] = time_round(runs[name], args.warm_up, device) * args.warm_up
+        memory[name] = peak_memory(device)
+        gc.collect()
+    seconds = {name: [] for name in runs}
+    for number in range(args.rounds):
+        for name, run in runs.items():
+            seconds[name].append(time_round(run, args.steps, device))
+        latest = ", ".join(f"{name} {values[-1]:.3f} s" for name, values in seconds.items())
+        print(f"round {number + 1} of {args.rounds}: {latest}", flush=True)
+    rate = matmul_rate(device, precision)
+    return {
+        "hardware": ex3.device_name(device),
+        "torch": str(torch.__version__),
+        "library": ex3.LIBRARY_VERSION,
+        "network": f"dim {args.dim}, multipliers {args.dim_mults}, {args.image_size}x"
+        f"{args.image_size} pixels",
+        "batch_size": args.batch_size,
+        "steps_per_round": args.steps,
+        "rounds": args.rounds,
+        "matmul_gflops": rate / 1e9,
+        "variants": {
+            name: summary(name, values, seconds["stock"], args, rate, warm_up, memory)
+            for name, values in seconds.items()
+        },
+    }
+
+
+def summary(name, values, stock, args, rate, warm_up, memory):
+    """The figures of one variant."""
+    median = statistics.median(values)
+    ratios = [a / b for a, b in zip(stock, values, strict=True)]
+    flop = FLOP_PER_IMAGE * (args.image_size / 64) ** 2 * args.batch_size
+    real = (args.dim, tuple(args.dim_mults)) == (64, (1, 2, 4, 8))
+    return {
+        "seconds_per_step": median,
+        "images_per_second": args.batch_size / median,
+        "times_stock": statistics.median(ratios),
+        "times_stock_range": [min(ratios), max(ratios)],
+        "share_of_matmul_rate": flop / median / rate if real else None,
+        "first_steps_seconds": warm_up[name],
+        "peak_memory_bytes": memory[name],
+    }
+
+
+def main():
+    """Measure, print the table, write the file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", type=Path, default="african_fabric_processed", help="training images")
+    add("--device", default="auto", help="auto, cpu, cuda or mps")
+    add("--batch-size", type=int, default=32, help="images per step")
+    add("--image-size", type=int, default=64, help="pixels")
+    add("--dim", type=int, default=64, help="channels of the U-Net")
+    add("--dim-mults", type=int, nargs="+", default=[1, 2, 4, 8], help="its multipliers")
+    add("--steps", type=int, default=10, help="steps per variant and round")
+    add("--warm-up", type=int, default=2, help="steps before the clock runs")
+    add("--rounds", type=int, default=3, help="turns that each variant takes")
+    add("--compile", action="store_true", help="time a compiled variant, too")
+    add("--scratch", default="training_results/bench", help="folder that the Trainer wants")
+    default = ROOT / "training_results" / "reference" / "bench_training.json"
+    add("--output", type=Path, default=default, help="file to write")
+    args = parser.parse_args()
+    Path(args.scratch).mkdir(parents=True, exist_ok=True)
+    result = measure(args)
+    print(f"\n{result['hardware']}, torch {result['torch']}, batch {result['batch_size']}")
+    print(f"{'variant':<24}{'s/step':>9}{'images/s':>10}{'x stock':>9}{'of matmul':>11}")
+    for name, row in result["variants"].items():
+        share = row["share_of_matmul_rate"]
+        print(f"{name:<24}{row['seconds_per_step']:>9.3f}{row['images_per_second']:>10.1f}"
+              f"{row['times_stock']:>9.2f}{f'{share:.0%}' if share else '-':>11}")  # fmt: skip
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"Wrote {args.output}")
+
+
+if __name__ == "__main__":
+    main()
