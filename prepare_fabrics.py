@@ -1324,7 +1324,8 @@ def photograph(path: Path, size: int) -> np.ndarray:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = (left, top, left + side, top + side)
-    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box=square))
+    # Not resize(box=square): at its edges that would mix in what lies outside the square.
+    return np.asarray(image.crop(square).resize((size, size), Image.Resampling.LANCZOS))
 
 
 def find_photographs(folder: Path, output: Path) -> tuple[list[Path], int]:
