@@ -1,8 +1,13 @@
 # /// script
 # requires-python = ">=3.10"
 # dependencies = [
-#     "denoising-diffusion-pytorch>=2.0.0,<3",
+#     "torch>=2.5",
+#     "torchvision>=0.20",
+#     "denoising-diffusion-pytorch>=2.2.0,<3",
+#     "accelerate>=1.0",
+#     "numpy>=1.26",
 #     "pillow>=10.1",
+#     "tqdm>=4.66.1",
 # ]
 # ///
 """Exercise 1: draw new fabrics from noise with a trained diffusion model.
@@ -13,7 +18,8 @@
     accelerate launch exercise1_generate.py --num-samples 10000  share the work, e.g. on 4 GPUs
 
 Writes exercise1_output.png (the grid) and generated_samples/fabric_0000.png, ... (one file per
-image). Image i depends on seed + i alone, so image 3 of seed 42 is image 0 of seed 45.
+image). Image i depends on seed + i alone, so image 3 of seed 42 is image 0 of seed 45; batch
+size, number of images and number of processes change nothing but the last bits.
 
 The samples folder holds the images of one setting (weights, sampler, steps, seed, precision),
 which stands in its generation.json. Run again with the same setting, and only missing images are
@@ -45,9 +51,12 @@ SAMPLING_STEPS = {"dpmpp": 20, "ddim": 250, "ddpm": 1000}  # network evaluations
 BATCH_SIZE = {"cpu": 4, "mps": 16, "cuda": 64}  # images the network sees at once
 GRID_LIMIT = 64  # images in the grid; the folder holds all of them
 WEIGHTS = "models/ddpm_african_fabrics.pt"
+OUTPUT = "exercise1_output.png"
+SAMPLES_DIR = "generated_samples"
 
 SAMPLER_NAMES = {"dpmpp": "DPM-Solver++", "ddim": "DDIM", "ddpm": "ancestral sampling"}
 NETWORK_OUTPUT = {"pred_noise": "the noise", "pred_x0": "x_0", "pred_v": "v"}
+STARTED = time.perf_counter()
 
 
 class UserError(Exception):
@@ -71,7 +80,8 @@ def library_hint(error):
             f"or two versions); mend it with: {pip} --upgrade --force-reinstall torch torchvision"
         )
     if isinstance(error, ModuleNotFoundError):
-        package = "denoising-diffusion-pytorch" if "diffusion" in error.name else error.name
+        package = (error.name or str(error)).split(".")[0].replace("_", "-")
+        package = {"PIL": "pillow"}.get(package, package)
         return f"Error: the Python package {package} is missing; install it with: {pip} {package}"
     return (
         f"Error: a library could not be loaded ({type(error).__name__}: {error}); mend it with: "
@@ -108,8 +118,8 @@ def parse_options(argv=None):
     add("--steps", type=whole_number(1), default=argparse.SUPPRESS,
         help=f"network evaluations per image (default: {defaults})")  # fmt: skip
     add("--seed", type=whole_number(0), default=RANDOM_SEED, help="seed of image 0")
-    add("--output", type=Path, default="exercise1_output.png", help="the grid of images (.png)")
-    add("--samples-dir", type=Path, default="generated_samples", help="folder of single images")
+    add("--output", type=Path, default=OUTPUT, help="the grid of images (.png)")
+    add("--samples-dir", type=Path, default=SAMPLES_DIR, help="folder of single images")
     add("--image-size", type=whole_number(1), default=64,
         help="pixels per side, for weight files that do not say it themselves")  # fmt: skip
     batches = ", ".join(f"{count} on {device}" for device, count in BATCH_SIZE.items())
@@ -118,6 +128,8 @@ def parse_options(argv=None):
     add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="where to compute")
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
         help="of the network; auto takes bf16 where the hardware has it")  # fmt: skip
+    add("--compile", choices=["on", "off"], default="off",
+        help="torch.compile the network: minutes that thousands of images earn back")  # fmt: skip
     options = parser.parse_args(argv)
     options.steps = getattr(options, "steps", SAMPLING_STEPS[options.sampler])
     return options
@@ -167,7 +179,7 @@ def pick_precision(name, device):
     which is slower than fp32, so auto looks for them in the CPU's flags.
     """
     if name == "auto" and device.type == "cuda":
-        name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        name = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     elif name == "auto":
         flags = Path("/proc/cpuinfo")  # Linux only; elsewhere fp32 is always right
         has_bf16 = device.type == "cpu" and flags.exists() and re.search(
@@ -571,11 +583,13 @@ def save_grid(images, path, title, columns=None, cell=160, captions=()):
 
 
 def check_output(path):
-    """Refuse a path that cannot become this script's grid, before any work is done."""
+    """Refuse a path that cannot or must not become the grid, before any work is done."""
     if path.suffix.lower() != ".png":
         raise UserError(f"The grid is a PNG: give --output a name that ends in .png, not {path}.")
     if path.is_dir():
         raise UserError(f"{path} is a folder: give --output the name of a file.")
+    if path.exists() and path != Path(OUTPUT):  # the default is this script's own to replace
+        raise UserError(f"{path} exists already: delete it or give --output another name.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent):
         pass  # whether the folder can be written
@@ -624,6 +638,11 @@ def image_path(folder, index):
     return folder / f"fabric_{index:04d}.png"
 
 
+def missing_images(folder, indices):
+    """Return those of the indices that have no image yet."""
+    return [index for index in indices if not image_path(folder, index).exists()]
+
+
 # ---- The exercise --------------------------------------------------------------------------------
 
 
@@ -640,16 +659,28 @@ def describe(facts, path):
     )
 
 
-def draw_fabrics(diffusion, indices, folder, options, precision, show_bar=True):
+def prepare_network(diffusion, device, precision, compiled):
+    """Move the network to its device in the memory layout and precision it computes fastest in."""
+    diffusion.to(device, memory_format=torch.channels_last)
+    for module in diffusion.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            module.to(precision)  # autocast would do it at every step again
+    if compiled:
+        diffusion.model.compile(dynamic=False)
+
+
+def draw_fabrics(diffusion, indices, options, precision, show_bar):
     """Draw the images of these indices, batch by batch, and save each under its number."""
-    size, device = diffusion.image_size, diffusion.betas.device
+    shape, device = (diffusion.channels, *diffusion.image_size), diffusion.betas.device
     batch_size = getattr(options, "batch_size", BATCH_SIZE[device.type])
     batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
     bar = tqdm(total=options.steps * len(batches), unit="step", disable=not show_bar)
     with bar:
         for batch in batches:
             seeds = [options.seed + index for index in batch]
-            x_T, generators = starting_noise(seeds, (diffusion.channels, *size))
+            if options.compile == "on":  # a batch of another size would be compiled anew
+                seeds += seeds[-1:] * (min(batch_size, len(indices)) - len(batch))
+            x_T, generators = starting_noise(seeds, shape)
             images = SAMPLERS[options.sampler](
                 diffusion,
                 x_T.to(device),
@@ -658,94 +689,98 @@ def draw_fabrics(diffusion, indices, folder, options, precision, show_bar=True):
                 generators=generators,
                 precision=precision,
             )
-            for index, image in zip(batch, images.cpu(), strict=True):
-                with write_atomically(image_path(folder, index)) as temporary:
+            for index, image in zip(batch, images.cpu(), strict=False):
+                with write_atomically(image_path(options.samples_dir, index)) as temporary:
                     to_picture(image).save(temporary)
 
 
 def read_image(path):
     """Read a picture as a tensor [c, h, w] in [0, 1]."""
-    levels = np.atleast_3d(np.asarray(Image.open(path)))
+    with Image.open(path) as picture:
+        levels = np.atleast_3d(np.array(picture))
     return torch.from_numpy(levels).permute(2, 0, 1) / 255
 
 
+def write_grid(options, count):
+    """Write the grid of the first `count` images, read from their files whoever drew them."""
+    name = SAMPLER_NAMES[options.sampler]
+    title = f"{count} new fabrics: {name}, {options.steps} steps, seed {options.seed}"
+    paths = [image_path(options.samples_dir, index) for index in range(count)]
+    save_grid(torch.stack([read_image(path) for path in paths]), options.output, title)
+
+
 def generate(options):
-    """Do the exercise: load the weights, draw what is missing, write the grid."""
-    started = time.perf_counter()
+    """Do the exercise: load the weights, draw the images that are missing, write the grid."""
     device = pick_device(options.device)
-    # One process, or one of several that 'accelerate launch' has started.
+    # This process, and as many others beside it as 'accelerate launch' has started.
     team = PartialState(cpu=device.type == "cpu", timeout=timedelta(days=7))
-    device = team.device if team.num_processes > 1 else device
+    if team.num_processes > 1:
+        device = team.device
     precision = pick_precision(options.precision, device)
-    say = print if team.is_main_process else lambda *_: None
-
+    precision_name = str(precision).removeprefix("torch.")
     diffusion, facts = load_weights(options.weights, options.image_size)
-    diffusion = diffusion.to(device, memory_format=torch.channels_last)
     check_steps(diffusion.num_timesteps, options.steps)
-    say(describe(facts, options.weights))
-    say(
-        f"{SAMPLER_NAMES[options.sampler]}, {options.steps} steps, on {device} in "
-        f"{str(precision).removeprefix('torch.')}"
-        + ("; the classic way: --sampler ddim --steps 250" if options.sampler == "dpmpp" else "")
-    )
-    settings = {
-        "weights": file_digest(options.weights),
-        "sampler": options.sampler,
-        "steps": options.steps,
-        "seed": options.seed,
-        "precision": str(precision).removeprefix("torch."),
-        "image_size": diffusion.image_size[0],
-    }
-    folder = options.samples_dir
+
+    wanted = range(options.num_samples)
     if team.is_main_process:
+        print(describe(facts, options.weights))
+        print(f"{SAMPLER_NAMES[options.sampler]}, {options.steps} steps, on {device} in "
+              f"{precision_name} (the classic way: --sampler ddim --steps 250)")  # fmt: skip
         check_output(options.output)
-        claim_folder(folder, settings)
+        claim_folder(options.samples_dir, {
+            "weights": file_digest(options.weights),
+            "sampler": options.sampler,
+            "steps": options.steps,
+            "seed": options.seed,
+            "image_size": facts["image_size"],
+            "precision": precision_name,
+        })  # fmt: skip
+    to_draw = len(missing_images(options.samples_dir, wanted))
     team.wait_for_everyone()
 
-    missing = [i for i in range(options.num_samples) if not image_path(folder, i).exists()]
-    if len(missing) < options.num_samples:
-        say(f"{options.num_samples - len(missing)} images are there already, from an earlier run.")
-    drawing = time.perf_counter()
-    mine = missing[team.process_index :: team.num_processes]
-    draw_fabrics(diffusion, mine, folder, options, precision, team.is_main_process)
+    started = time.perf_counter()
+    mine = missing_images(options.samples_dir, wanted[team.process_index :: team.num_processes])
+    if mine:
+        prepare_network(diffusion, device, precision, options.compile == "on")
+        draw_fabrics(diffusion, mine, options, precision, team.is_main_process)
     team.wait_for_everyone()
-    drawing = time.perf_counter() - drawing
-
     if team.is_main_process:
-        shown = range(min(options.num_samples, GRID_LIMIT))
-        title = f"{len(shown)} new fabrics: {SAMPLER_NAMES[options.sampler]}, {options.steps} steps"
-        images = torch.stack([read_image(image_path(folder, i)) for i in shown])
-        save_grid(images, options.output, title)
-        per_image = f", {drawing / len(missing):.2f} s per image" if missing else ""
-        say(
-            f"Wrote {options.output} and {len(missing)} images in {folder}{per_image}; "
-            f"{time.perf_counter() - started:.1f} s in all."
-        )
+        write_grid(options, min(options.num_samples, GRID_LIMIT))
+        report(options, to_draw, time.perf_counter() - started)
+
+
+def report(options, drawn, seconds):
+    """Say what was written and how long it took."""
+    there = options.num_samples - drawn
+    if there:
+        print(f"{there} of the images were there already, drawn by an earlier run.")
+    each = f" ({seconds / drawn:.2f} s per image)" if drawn else ""
+    print(
+        f"Wrote {options.output} and {drawn} images in {options.samples_dir}{each}; "
+        f"{time.perf_counter() - STARTED:.1f} s in all."
+    )
 
 
 def main(argv=None):
     """Run the exercise and turn what goes wrong into one sentence and an exit code."""
+    options = parse_options(argv)
     try:
-        generate(parse_options(argv))
+        generate(options)
     except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    except torch.OutOfMemoryError:
-        print("Error: the memory is too small: try a smaller --batch-size.", file=sys.stderr)
-        return 1
+        problem = str(error)
+    except torch.cuda.OutOfMemoryError:
+        problem = "The memory of the GPU is too small: try a smaller --batch-size."
     except OSError as error:
-        name = f" ({error.filename})" if error.filename else ""
-        print(
-            f"Error: {error.strerror or error}{name}: free or name another place.", file=sys.stderr
-        )
-        return 1
+        place = f" ({error.filename})" if error.filename else ""
+        problem = f"{error.strerror or error}{place}: make room there or name another place."
     except KeyboardInterrupt:
-        print(
-            "\nInterrupted; finished images are kept, and the same command draws the rest.",
-            file=sys.stderr,
-        )
+        print(f"\nInterrupted. The images finished so far are in {options.samples_dir}; "
+              "the same command draws the others.", file=sys.stderr)  # fmt: skip
         return 130
-    return 0
+    else:
+        return 0
+    print(f"Error: {problem}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":
