@@ -44,6 +44,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,7 +202,8 @@ def library_hint(error):
             f"or two versions); mend it with: {pip} --upgrade --force-reinstall torch torchvision"
         )
     if isinstance(error, ModuleNotFoundError):
-        package = "denoising-diffusion-pytorch" if "diffusion" in error.name else error.name
+        package = (error.name or str(error)).split(".")[0].replace("_", "-")
+        package = {"PIL": "pillow"}.get(package, package)
         return f"Error: the Python package {package} is missing; install it with: {pip} {package}"
     return (
         f"Error: a library could not be loaded ({type(error).__name__}: {error}); mend it with: "
@@ -258,7 +260,7 @@ def pick_precision(name, device):
     which is slower than fp32, so auto looks for them in the CPU's flags.
     """
     if name == "auto" and device.type == "cuda":
-        name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        name = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     elif name == "auto":
         flags = Path("/proc/cpuinfo")  # Linux only; elsewhere fp32 is always right
         has_bf16 = device.type == "cpu" and flags.exists() and re.search(
@@ -295,114 +297,6 @@ def build_diffusion(
 
 
 # Copied from exercise1_generate.py
-def fresh_noise(generators, shape):
-    """Draw Gaussian noise [n, *shape] on the CPU, image i from generators[i]."""
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-
-
-# Copied from exercise1_generate.py
-def starting_noise(seeds, shape):
-    """Draw the noise x_T that the images grow out of, each from its own seed.
-
-    shape is that of one image, (channels, height, width). Returns (x_T [n, *shape] on the CPU,
-    the n generators, which go on to give each image its noise in ancestral sampling). The CPU's
-    generator gives the same numbers whatever the device, the batch and the number of processes.
-    """
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return fresh_noise(generators, shape), generators
-
-
-# Copied from exercise1_generate.py
-def noise_levels(diffusion):
-    """Return alpha_t and sigma_t of x_t = alpha_t x_0 + sigma_t noise, as lists of T + 1 floats.
-
-    alpha_t^2 is alphas_cumprod, and alpha_t^2 + sigma_t^2 = 1. One more entry at the end, which
-    t = -1 reaches, is the clean image: alpha 1, sigma 0.
-    """
-    alpha = diffusion.sqrt_alphas_cumprod.tolist()
-    sigma = diffusion.sqrt_one_minus_alphas_cumprod.tolist()
-    return [*alpha, 1.0], [*sigma, 0.0]
-
-
-# Copied from exercise1_generate.py
-def predict_x_0(diffusion, x_t, t, precision=torch.float32):
-    """Ask the network what the images x_t [n, c, h, w] at timestep t looked like without noise.
-
-    The network computes in `precision`, everything else in x_t's own. The result is clipped to
-    [-1, 1]: at t = 999 alpha_t is about 0.0005, so the division below turns a small error into
-    an enormous one.
-    """
-    times = torch.full((len(x_t),), t, device=x_t.device)
-    reduced = precision != torch.float32
-    with torch.autocast(x_t.device.type, dtype=precision if reduced else None, enabled=reduced):
-        output = diffusion.model(x_t, times)
-    output = output.to(x_t.dtype)
-    alpha, sigma = diffusion.sqrt_alphas_cumprod[t], diffusion.sqrt_one_minus_alphas_cumprod[t]
-    if diffusion.objective == "pred_noise":
-        x_0 = (x_t - sigma * output) / alpha
-    elif diffusion.objective == "pred_v":  # v = alpha noise - sigma x_0 (Salimans & Ho 2022)
-        x_0 = alpha * x_t - sigma * output
-    else:
-        x_0 = output
-    return x_0.clamp(-1, 1)
-
-
-# Copied from exercise1_generate.py
-def check_steps(timesteps, steps):
-    """Raise UserError if a model of so many timesteps cannot be sampled in so many steps."""
-    if steps > timesteps:
-        raise UserError(f"{steps} steps are too many: the model has {timesteps} timesteps.")
-
-
-# Copied from exercise1_generate.py
-def log_snr_times(alpha, sigma, steps):
-    """Choose `steps` times from T - 1 to 0, evenly in lambda = log(alpha / sigma); then -1.
-
-    Evenly in t would leave most of the way, as lambda measures it, to the last few steps: with
-    the sigmoid schedule lambda runs from -7.5 to 4, but from -0.9 to 0.9 during half of all t.
-    Beyond -5 there is nothing to be seen in x_t, so one step crosses whatever lies there, and
-    one step crosses the last interval, which is wide in the sigmoid schedule (-7.5 to -4).
-    """
-    timesteps = len(alpha) - 1
-    check_steps(timesteps, steps)
-    log_snr = torch.tensor([math.log(a / s) for a, s in zip(alpha[:-1], sigma[:-1], strict=True)])
-    wanted = torch.linspace(max(log_snr[-2:][0].item(), -5), log_snr[0].item(), steps - 1)
-    nearest = (log_snr[:, None] - wanted).abs().argmin(0).tolist()
-    times = [timesteps - 1]
-    for left, t in zip(range(steps - 2, -1, -1), nearest, strict=True):
-        # Each time once, also where steps are many, and enough of them left for the rest.
-        times.append(max(min(t, times[-1] - 1), left))
-    return [*times, -1]
-
-
-# Copied from exercise1_generate.py
-@torch.inference_mode()
-def sample_dpmpp(
-    diffusion, x_T, steps, callback=None, generators=None, precision=torch.float32
-):  # fmt: skip
-    """Walk from the noise x_T to images by DPM-Solver++ (2M) (Lu 2022b, algorithm 2).
-
-    DDIM takes x_0 as constant during a step; this solver, as cheap, extends the line through the
-    last two predictions of x_0, over the log-SNR lambda = log(alpha / sigma), and so gets with 20
-    steps where DDIM needs hundreds. Deterministic; for the rest see sample_ddpm.
-    """
-    alpha, sigma = noise_levels(diffusion)
-    times = log_snr_times(alpha, sigma, steps)
-    x_t, last_x_0, last_h = x_T, None, None
-    for t, s in itertools.pairwise(times):
-        x_0 = predict_x_0(diffusion, x_t, t, precision)
-        if callback:
-            callback(t, x_t, x_0)
-        if s < 0:
-            break
-        h = math.log(alpha[s] / sigma[s]) - math.log(alpha[t] / sigma[t])
-        slope = 0 if last_x_0 is None else (x_0 - last_x_0) * (h / (2 * last_h))
-        x_t = sigma[s] / sigma[t] * x_t - alpha[s] * math.expm1(-h) * (x_0 + slope)
-        last_x_0, last_h = x_0, h
-    return (x_0 + 1) / 2
-
-
-# Copied from exercise1_generate.py
 @contextmanager
 def write_atomically(path):
     """Give a temporary name beside path, and rename it to path once all is written.
@@ -416,39 +310,6 @@ def write_atomically(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-# Copied from exercise1_generate.py
-def to_picture(image):
-    """Turn an image [c, h, w] in [0, 1] into a PIL picture, 8 bits per channel."""
-    levels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(levels.squeeze())
-
-
-# Copied from exercise1_generate.py
-def save_grid(images, path, title, columns=None, cell=160, captions=()):
-    """Save images [n, c, h, w] in [0, 1] as one picture: a title above a grid of cells.
-
-    columns: as many as make the grid square, unless given. cell: pixels per side that each image
-    is enlarged to. captions: a line of text below each image.
-    """
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    gap, top, foot = 8, 44, 24 if captions else 0
-    font, small = ImageFont.load_default(20), ImageFont.load_default(14)
-    grid_width = columns * (cell + gap) - gap
-    width = math.ceil(max(grid_width, font.getlength(title))) + 2 * gap
-    sheet = Image.new("RGB", (width, top + rows * (cell + foot + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((width / 2, top / 2), title, "black", font, anchor="mm")
-    for i, image in enumerate(images):
-        x = (width - grid_width) // 2 + i % columns * (cell + gap)
-        y = top + i // columns * (cell + foot + gap)
-        sheet.paste(to_picture(image).resize((cell, cell), Image.Resampling.BICUBIC), (x, y))
-        if captions:
-            draw.text((x + cell / 2, y + cell + foot / 2), captions[i], "black", small, "mm")
-    with write_atomically(path) as temporary:
-        sheet.save(temporary)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -498,7 +359,9 @@ def decode_image(path: Path, size: int | None = None) -> Image.Image:
     return image
 
 
-def load_images(folder: Path, size: int) -> tuple[torch.Tensor, dict[str, str]]:
+def load_images(
+    folder: Path, size: int, at_least: int = MIN_IMAGES
+) -> tuple[torch.Tensor, dict[str, str]]:
     """All images of a folder as one tensor, and the digest of each.
 
     Returns (uint8 tensor of shape (N, 3, size, size), {path inside the folder: digest}). 1,059
@@ -506,10 +369,10 @@ def load_images(folder: Path, size: int) -> tuple[torch.Tensor, dict[str, str]]:
     Raises UserError for a broken file or too few images.
     """
     paths, _ = find_images(folder)
-    if len(paths) < MIN_IMAGES:
+    if len(paths) < at_least:
         raise UserError(
-            f"{folder} holds {len(paths)} images, and training needs at least {MIN_IMAGES}; add "
-            "images, or name another folder with --data."
+            f"{folder} holds {len(paths)} images, and at least {at_least} are needed; add some, "
+            "or name another folder."
         )
     pixels, digests = [], {}
     for path in tqdm(paths, desc="Reading images", unit="image", leave=False, delay=2):
@@ -829,7 +692,8 @@ def start_run(args: argparse.Namespace) -> Run:
     heldout_folder = provide_heldout(args, accelerator)
     heldout = None
     if heldout_folder is not None:
-        heldout = spread(load_images(heldout_folder, args.image_size)[0]).to(accelerator.device)
+        images_unseen, _ = load_images(heldout_folder, args.image_size, at_least=BINS)
+        heldout = spread(images_unseen).to(accelerator.device)
 
     torch.manual_seed(args.seed)  # the initial weights
     diffusion = build_diffusion(
@@ -1074,6 +938,9 @@ def newest_good_checkpoint(folder: Path) -> tuple[Path, dict] | None:
     damaged = []
     for path in list_checkpoints(folder):
         try:
+            with zipfile.ZipFile(path) as archive:  # torch.load does not look at its checksums
+                if archive.testzip():
+                    raise ValueError("wrong checksum")
             state = torch.load(path, map_location="cpu", weights_only=True)
             missing = {"step", "model", "opt", "ema"} - set(state)
             if missing:
@@ -1289,9 +1156,9 @@ def training_loop(run: Run, stop: StopRequest) -> None:
             run.pending.append(train_step(run, run.step + 1))
             run.step += 1
             bar.update()
-            logging = run.step % args.log_every == 0 or run.step == args.steps
             saving = run.step % args.save_every == 0 or run.step == args.steps
-            if logging or saving or run.device.type == "cpu":
+            logging = run.step % args.log_every == 0 or saving
+            if logging or run.device.type == "cpu":
                 look_at_losses(run, bar, clock)  # the only place that waits for a GPU
             stopping = stop_agreed(run, stop, logging)
             row = make_row(run, clock) if logging else None
@@ -1654,6 +1521,153 @@ def say(run: Run, text: str) -> None:
         print(text, flush=True)
 
 
+# ---------------------------------------------------------------------------------------------
+# Samples on the way: how noise becomes an image is the subject of exercise 1
+# ---------------------------------------------------------------------------------------------
+# Copied from exercise1_generate.py
+def fresh_noise(generators, shape):
+    """Draw Gaussian noise [n, *shape] on the CPU, image i from generators[i]."""
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+# Copied from exercise1_generate.py
+def starting_noise(seeds, shape):
+    """Draw the noise x_T that the images grow out of, each from its own seed.
+
+    shape is that of one image, (channels, height, width). Returns (x_T [n, *shape] on the CPU,
+    the n generators, which go on to give each image its noise in ancestral sampling). The CPU's
+    generator gives the same numbers whatever the device, the batch and the number of processes.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return fresh_noise(generators, shape), generators
+
+
+# Copied from exercise1_generate.py
+def noise_levels(diffusion):
+    """Return alpha_t and sigma_t of x_t = alpha_t x_0 + sigma_t noise, as lists of T + 1 floats.
+
+    alpha_t^2 is alphas_cumprod, and alpha_t^2 + sigma_t^2 = 1. One more entry at the end, which
+    t = -1 reaches, is the clean image: alpha 1, sigma 0.
+    """
+    alpha = diffusion.sqrt_alphas_cumprod.tolist()
+    sigma = diffusion.sqrt_one_minus_alphas_cumprod.tolist()
+    return [*alpha, 1.0], [*sigma, 0.0]
+
+
+# Copied from exercise1_generate.py
+def predict_x_0(diffusion, x_t, t, precision=torch.float32):
+    """Ask the network what the images x_t [n, c, h, w] at timestep t looked like without noise.
+
+    The network computes in `precision`, everything else in x_t's own. The result is clipped to
+    [-1, 1]: at t = 999 alpha_t is about 0.0005, so the division below turns a small error into
+    an enormous one.
+    """
+    times = torch.full((len(x_t),), t, device=x_t.device)
+    reduced = precision != torch.float32
+    with torch.autocast(x_t.device.type, dtype=precision if reduced else None, enabled=reduced):
+        output = diffusion.model(x_t, times)
+    output = output.to(x_t.dtype)
+    alpha, sigma = diffusion.sqrt_alphas_cumprod[t], diffusion.sqrt_one_minus_alphas_cumprod[t]
+    if diffusion.objective == "pred_noise":
+        x_0 = (x_t - sigma * output) / alpha
+    elif diffusion.objective == "pred_v":  # v = alpha noise - sigma x_0 (Salimans & Ho 2022)
+        x_0 = alpha * x_t - sigma * output
+    else:
+        x_0 = output
+    return x_0.clamp(-1, 1)
+
+
+# Copied from exercise1_generate.py
+def check_steps(timesteps, steps):
+    """Raise UserError if a model of so many timesteps cannot be sampled in so many steps."""
+    if steps > timesteps:
+        raise UserError(f"{steps} steps are too many: the model has {timesteps} timesteps.")
+
+
+# Copied from exercise1_generate.py
+def log_snr_times(alpha, sigma, steps):
+    """Choose `steps` times from T - 1 to 0, evenly in lambda = log(alpha / sigma); then -1.
+
+    Evenly in t would leave most of the way, as lambda measures it, to the last few steps: with
+    the sigmoid schedule lambda runs from -7.5 to 4, but from -0.9 to 0.9 during half of all t.
+    Beyond -5 there is nothing to be seen in x_t, so one step crosses whatever lies there, and
+    one step crosses the last interval, which is wide in the sigmoid schedule (-7.5 to -4).
+    """
+    timesteps = len(alpha) - 1
+    check_steps(timesteps, steps)
+    log_snr = torch.tensor([math.log(a / s) for a, s in zip(alpha[:-1], sigma[:-1], strict=True)])
+    wanted = torch.linspace(max(log_snr[-2:][0].item(), -5), log_snr[0].item(), steps - 1)
+    nearest = (log_snr[:, None] - wanted).abs().argmin(0).tolist()
+    times = [timesteps - 1]
+    for left, t in zip(range(steps - 2, -1, -1), nearest, strict=True):
+        # Each time once, also where steps are many, and enough of them left for the rest.
+        times.append(max(min(t, times[-1] - 1), left))
+    return [*times, -1]
+
+
+# Copied from exercise1_generate.py
+@torch.inference_mode()
+def sample_dpmpp(
+    diffusion, x_T, steps, callback=None, generators=None, precision=torch.float32
+):  # fmt: skip
+    """Walk from the noise x_T to images by DPM-Solver++ (2M) (Lu 2022b, algorithm 2).
+
+    DDIM takes x_0 as constant during a step; this solver, as cheap, extends the line through the
+    last two predictions of x_0, over the log-SNR lambda = log(alpha / sigma), and so gets with 20
+    steps where DDIM needs hundreds. Deterministic; for the rest see sample_ddpm.
+    """
+    alpha, sigma = noise_levels(diffusion)
+    times = log_snr_times(alpha, sigma, steps)
+    x_t, last_x_0, last_h = x_T, None, None
+    for t, s in itertools.pairwise(times):
+        x_0 = predict_x_0(diffusion, x_t, t, precision)
+        if callback:
+            callback(t, x_t, x_0)
+        if s < 0:
+            break
+        h = math.log(alpha[s] / sigma[s]) - math.log(alpha[t] / sigma[t])
+        slope = 0 if last_x_0 is None else (x_0 - last_x_0) * (h / (2 * last_h))
+        x_t = sigma[s] / sigma[t] * x_t - alpha[s] * math.expm1(-h) * (x_0 + slope)
+        last_x_0, last_h = x_0, h
+    return (x_0 + 1) / 2
+
+
+# Copied from exercise1_generate.py
+def to_picture(image):
+    """Turn an image [c, h, w] in [0, 1] into a PIL picture, 8 bits per channel."""
+    levels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(levels.squeeze())
+
+
+# Copied from exercise1_generate.py
+def save_grid(images, path, title, columns=None, cell=160, captions=()):
+    """Save images [n, c, h, w] in [0, 1] as one picture: a title above a grid of cells.
+
+    columns: as many as make the grid square, unless given. cell: pixels per side that each image
+    is enlarged to. captions: a line of text below each image.
+    """
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    gap, top, foot = 8, 44, 24 if captions else 0
+    font, small = ImageFont.load_default(20), ImageFont.load_default(14)
+    grid_width = columns * (cell + gap) - gap
+    width = math.ceil(max(grid_width, font.getlength(title))) + 2 * gap
+    sheet = Image.new("RGB", (width, top + rows * (cell + foot + gap)), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((width / 2, top / 2), title, "black", font, anchor="mm")
+    for i, image in enumerate(images):
+        x = (width - grid_width) // 2 + i % columns * (cell + gap)
+        y = top + i // columns * (cell + foot + gap)
+        sheet.paste(to_picture(image).resize((cell, cell), Image.Resampling.BICUBIC), (x, y))
+        if captions:
+            draw.text((x + cell / 2, y + cell + foot / 2), captions[i], "black", small, "mm")
+    with write_atomically(path) as temporary:
+        sheet.save(temporary)
+
+
+# ---------------------------------------------------------------------------------------------
+# The command line
+# ---------------------------------------------------------------------------------------------
 def out_of_memory_message(args: argparse.Namespace) -> str:
     """What to type instead: half the batch, twice the accumulation, and the same run."""
     if args.batch_size == 1:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -268,9 +269,12 @@ def test_a_second_interrupt_leaves_at_once(cli, tiny_data, tmp_path):
 def test_interrupt_before_training_begins(cli, tiny_data, tmp_path):
     data = write_blocks(tmp_path / "many", 3000)
     running = cli.start(*words(data), cwd=tmp_path)
+    running.wait_until(lambda: os.readlink(f"/proc/{running.pid}/cwd") == str(tmp_path))
+    time.sleep(0.2)  # it reads images now, and will for a while
     running.send(signal.SIGINT)
     done = running.finish()
     assert done.code == 130
+    assert "Interrupted" in done.stderr
     assert "Traceback" not in done.stderr
 
 

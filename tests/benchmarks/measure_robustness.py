@@ -1,0 +1,47 @@
+"""Run the robustness tests at full length and note what they measured.
+
+    python tests/benchmarks/measure_robustness.py
+
+Kills 50 training processes (tests/test_never_lose_work.py), watches memory over 5,000 steps, and
+writes training_results/reference/robustness.json with the hardware named.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).parent))
+
+from bench_training import load_exercise3  # noqa: E402 - the folder has to be on the path first
+
+TESTS = ["test_survives_fifty_kills", "test_memory_stays_flat"]
+
+
+def main():
+    """Run the tests, collect their figures, write the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / "record"
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow",
+                   "tests/test_never_lose_work.py", "-k", " or ".join(TESTS)]  # fmt: skip
+        environment = os.environ | {"ROBUSTNESS_RECORD": str(record)}
+        done = subprocess.run(command, cwd=ROOT, env=environment)
+        if done.returncode:
+            sys.exit("The tests failed: nothing was written.")
+        figures = dict(line.split("=") for line in record.read_text().splitlines())
+    ex3 = load_exercise3()
+    result = {
+        "hardware": ex3.device_name(ex3.pick_device("cpu")),
+        "torch": str(ex3.torch.__version__),
+        **{name: int(value) for name, value in figures.items()},
+    }
+    output = ROOT / "training_results" / "reference" / "robustness.json"
+    output.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"Wrote {output}: {result}")
+
+
+if __name__ == "__main__":
+    main()
