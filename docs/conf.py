@@ -27,6 +27,7 @@ html_static_path = ["_static"]
 html_css_files = ["lesson.css"]
 html_js_files = [("lesson.js", {"defer": "defer"})]
 html_math_renderer = "mathml"
+html_context = {"default_mode": "auto"}
 html_show_sourcelink = False
 html_copy_source = False
 html_sidebars = {"**": []}  # three pages: the header holds them all

@@ -34,8 +34,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-IMAGE_SIZE = 32  # pixels, both sides
-WIDTH = 48  # channels of the U-Net where it is widest in pixels
+IMAGE_SIZE = 16  # pixels, both sides
+WIDTH = 48  # channels of the U-Net at full size
 TIMESTEPS = 1000  # T
 BATCH_SIZE = 32  # images per step
 TRAIN_STEPS = 2000  # optimizer steps
@@ -138,7 +138,7 @@ def ddim_sample(model, x_T, steps, alphas_cumprod):
 # %%
 def timestep_embedding(t, dim):
     """Turn t [n] into [n, dim]: sines, then cosines, of wavelengths from 2 pi to 20,000 pi."""
-    frequencies = torch.exp(torch.arange(dim // 2) * -math.log(10_000) / (dim // 2 - 1))
+    frequencies = torch.exp(torch.arange(dim // 2) * (-math.log(10_000) / (dim // 2 - 1)))
     angles = t[:, None] * frequencies[None]
     return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
@@ -171,10 +171,7 @@ class ResBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """Three sizes down and up again, with skip connections between equal sizes.
-
-    To save time it never works at full size: 2x2 pixels become 12 channels, and back at the end.
-    """
+    """Three sizes down and up again, with skip connections between equal sizes."""
 
     def __init__(self, dim):
         super().__init__()
@@ -182,16 +179,16 @@ class UNet(nn.Module):
         self.time = nn.Sequential(
             nn.Linear(dim, time_dim), nn.GELU(), nn.Linear(time_dim, time_dim)
         )
-        self.stem = nn.Conv2d(12, dim, 3, padding=1)
+        self.stem = nn.Conv2d(3, dim, 3, padding=1)
         widths = [(dim, dim), (dim, dim * 2), (dim * 2, dim * 4)]
         self.down = nn.ModuleList([ResBlock(a, b, time_dim) for a, b in widths])
         self.middle = ResBlock(dim * 4, dim * 4, time_dim)
         self.up = nn.ModuleList([ResBlock(b * 2, a, time_dim) for a, b in reversed(widths)])
-        self.head = nn.Conv2d(dim, 12, 1)
+        self.head = nn.Conv2d(dim, 3, 1)
 
     def forward(self, x, t):
         time_embedding = self.time(timestep_embedding(t, self.dim))
-        x, skips = self.stem(F.pixel_unshuffle(x, 2)), []
+        x, skips = self.stem(x), []
         for block in self.down:
             x = block(x if not skips else F.avg_pool2d(x, 2), time_embedding)
             skips.append(x)
@@ -199,7 +196,7 @@ class UNet(nn.Module):
         for block in self.up:
             x = block(torch.cat((x, skips.pop()), dim=1), time_embedding)
             x = F.interpolate(x, scale_factor=2) if skips else x
-        return F.pixel_shuffle(self.head(x), 2)
+        return self.head(x)
 
 
 # %% [markdown]
@@ -247,7 +244,7 @@ def train(model, images, steps, batch_size, learning_rate=LEARNING_RATE):
 
 
 # %%
-def save_sheet(images: torch.Tensor, path: str, columns: int = 8, zoom: int = 3) -> None:
+def save_sheet(images: torch.Tensor, path: str, columns: int = 8, zoom: int = 6) -> None:
     """Save images [n, 3, h, w] in [-1, 1] as one picture."""
     n, _, height, width = images.shape
     rows = images.reshape(n // columns, columns, 3, height, width).permute(0, 3, 1, 4, 2)

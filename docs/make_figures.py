@@ -190,6 +190,11 @@ def make_facts() -> None:
         row["snr"] = row["sigmoid"] / (1 - row["sigmoid"])
         rows.append(row)
 
+    # Equation 12 of Ho et al. with sigma^2 = beta-tilde; index 0 has no variance and no factor.
+    a, b, v = (x.double() for x in (diffusion.alphas_cumprod, diffusion.betas,
+                                    diffusion.posterior_variance))  # fmt: skip
+    factors = b**2 / (2 * v * (1 - b) * (1 - a))
+
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(32, 3, 64, 64, generator=generator)
@@ -204,8 +209,10 @@ def make_facts() -> None:
             "group_norms": sum(isinstance(m, torch.nn.GroupNorm) for m in modules),
             "layers": layers,
         },
+        "work": network_work(diffusion.model),
         "schedules": rows,
         "alpha_bar_at_499": at_500,
+        "elbo_weights": [{"t": t, "weight": factors[t].item()} for t in (1, 10, 100, 500, 900)],
         "posterior_variance_at_0": float(diffusion.posterior_variance[0]),
         "sqrt_alpha_bar_at_T": float(diffusion.sqrt_alphas_cumprod[-1]),
         "untrained_loss": untrained,
@@ -216,6 +223,51 @@ def make_facts() -> None:
                      "data_mb_uint8": 1059 * 3 * 64 * 64 / 1e6},
     })  # fmt: skip
     print("  wrote training_results/reference/lesson_facts.json")
+
+
+def network_work(unet) -> dict:
+    """What one forward pass of one 64x64 picture computes, moves and starts."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class CountKernels(TorchDispatchMode):
+        """Counts operations that do something; views and reshapes only relabel memory."""
+
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            idle = ("view", "permute", "transpose", "expand", "slice", "split", "select", "detach",
+                    "unsqueeze", "squeeze", "as_strided", "alias", "t.default")  # fmt: skip
+            self.count += not any(word in str(function) for word in idle)
+            return result
+
+    by_size: dict[int, float] = {}
+    activations = []
+
+    def watch(module, inputs, output):
+        activations.append(output.numel())
+        if isinstance(module, torch.nn.Conv2d):
+            flop = 2 * module.weight.numel() * output.shape[-1] * output.shape[-2]
+            size = output.shape[-1]
+            by_size[size] = by_size.get(size, 0) + flop
+
+    hooks = [m.register_forward_hook(watch) for m in unet.modules() if not list(m.children())]
+    with torch.no_grad(), CountKernels() as kernels:
+        unet(torch.zeros(1, 3, 64, 64), torch.tensor([0]))
+    for hook in hooks:
+        hook.remove()
+    total = sum(by_size.values())
+    parameters = sum(weight.numel() for weight in unet.parameters())
+    return {
+        "kernels": kernels.count,
+        "conv_share_by_size": [
+            {"size": size, "gflop": by_size[size] / 1e9, "share": by_size[size] / total}
+            for size in sorted(by_size, reverse=True)
+        ],
+        "activation_mb_fp32": 4 * sum(activations) / 1e6,
+        "weight_mb_fp32": 4 * parameters / 1e6,
+        "adam_mb": 4 * 4 * parameters / 1e6,  # weights, gradients and two moments
+    }
 
 
 def file_sizes(diffusion) -> dict:

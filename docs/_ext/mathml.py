@@ -23,9 +23,8 @@ def to_mathml(latex: str, block: bool) -> str:
     if block and "&" in latex and "\\begin" not in latex:
         latex = r"\begin{align*}" + latex + r"\end{align*}"
     mathml = convert(latex, display="block" if block else "inline")
-    unknown = re.search(r"<m[io]>\\(\w+)</m[io]>", mathml)
-    if unknown or ("&amp;" in mathml):
-        raise ValueError(unknown.group(0) if unknown else "a stray &")
+    if leftover := re.search(r">[^<]*(\\\\|&amp;)[^<]*<", mathml):
+        raise ValueError(leftover.group(0))
     # \mathrm{simple} comes as six one-letter identifiers; to a reader it is one word.
     mathml = re.sub(
         r'(?:<mi mathvariant="normal">[A-Za-z]</mi>){2,}',
@@ -34,8 +33,11 @@ def to_mathml(latex: str, block: bool) -> str:
     )
     # \sim comes as the character ~ and as an identifier; a relation has space around it.
     mathml = re.sub(r"<m([io])>(?:&#x0007E;|~|&#x0223C;)</m\1>", "<mo>&#x0223C;</mo>", mathml)
+    # log x: a thin space, which the browser gives to operators but not to identifiers.
     mathml = re.sub(
-        rf"<m[io]>({FUNCTIONS})</m[io]>", r'<mi>\1</mi><mspace width="0.17em"/>', mathml
+        rf"<m[io]>({FUNCTIONS})</m[io]>",
+        r'<mo form="prefix" lspace="0.1em" rspace="0.17em">\1</mo>',
+        mathml,
     )
     source = re.sub(r"\s+", " ", latex.strip())
     source = source.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")

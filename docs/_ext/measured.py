@@ -68,7 +68,7 @@ def look_up(name: str, key: str):
                 field, wanted = part[1:-1].split("=", 1)
                 value = next(row for row in value if row.get(field) == as_number(wanted))
             else:
-                value = value[int(part[1:-1])]
+                value = value[part[1:-1] if isinstance(value, dict) else int(part[1:-1])]
         except (KeyError, IndexError, TypeError, ValueError, StopIteration) as error:
             raise Missing(f"training_results/reference/{name} has no '{key}'") from error
     return value
@@ -128,7 +128,10 @@ class MeasuredRole(SphinxRole):
 
 
 class MeasuredTable(SphinxDirective):
-    """A table whose rows are a list in a measurement file: `.. measured-table:: file list`."""
+    """A table whose rows are a list in a measurement file: `.. measured-table:: file list`.
+
+    Where the rows are a dictionary, the field `@` stands for their names.
+    """
 
     required_arguments = 2
     option_spec = {  # noqa: RUF012
@@ -146,8 +149,9 @@ class MeasuredTable(SphinxDirective):
             field, _, form = cell.partition("|")
             columns.append((heading.strip(), field.strip(), form.strip()))
         try:
-            count = len(look_up(name, key))
-            chosen = [i for i in range(count) if self.wanted(look_up(name, f"{key}[{i}]"))]
+            rows = look_up(name, key)
+            keys = list(rows) if isinstance(rows, dict) else range(len(rows))
+            chosen = [i for i in keys if self.wanted(look_up(name, f"{key}[{i}]"))]
         except Missing as error:
             logger.warning("%s", error, location=self.get_location(), type="lesson")
             return []
@@ -163,7 +167,8 @@ class MeasuredTable(SphinxDirective):
         body = nodes.tbody()
         for i in chosen:
             body += self.row([
-                [measured_node(name, f"{key}[{i}].{field}", form, self.get_location())]
+                [nodes.Text(str(i)) if field == "@" else
+                 measured_node(name, f"{key}[{i}].{field}", form, self.get_location())]
                 for _, field, form in columns
             ])  # fmt: skip
         group += [head, body]
