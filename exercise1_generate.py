@@ -40,6 +40,7 @@ import re
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from contextlib import contextmanager
 from datetime import timedelta
@@ -233,7 +234,9 @@ def read_checkpoint(path):
     if start.startswith(b"PK") and not is_zip:
         raise UserError(f"The weight file {path} is cut off: fetch or copy it again.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except OSError:
         raise
     except Exception as error:  # torch.load has no error of its own, it raises a dozen kinds
@@ -244,7 +247,8 @@ def read_checkpoint(path):
                 "refused: use a file that holds tensors only."
             ) from error
         raise UserError(
-            f"{path} is damaged or no PyTorch weight file: fetch it again, or name another one."
+            f"{path} is damaged or no PyTorch weight file (one that holds nothing but tensors): "
+            "fetch it again, or name another one."
         ) from error
 
 
@@ -312,7 +316,7 @@ def objective_name(loss_weight, alphas_cumprod):
     for name, weight in expected.items():
         if torch.allclose(loss_weight[noisy], weight[noisy], rtol=1e-2):
             return name
-    raise UserError("The weight file has a loss weight of its own: say its objective in 'config'.")
+    raise ValueError("its loss weight fits no objective, and it has no config that names one")
 
 
 def load_weights(path, image_size=64):
