@@ -44,15 +44,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+if sys.version_info < (3, 10):  # noqa: UP036 - this line is for those who have an older one
+    sys.exit(f"Error: this is Python {sys.version.split()[0]}, but 3.10 or newer is needed.")
 try:
     import numpy as np
     from PIL import Image, ImageOps, UnidentifiedImageError
     from tqdm import tqdm
 except ImportError as problem:
-    sys.exit(
-        f"Error: {problem}; mend it with: {sys.executable} -m pip install numpy pillow tqdm "
-        "(Python 3.10 or newer)"
-    )
+    sys.exit(f"Error: {problem}; mend it: {sys.executable} -m pip install numpy pillow tqdm")
+except KeyboardInterrupt:
+    print("\nInterrupted; nothing was written.", file=sys.stderr)
+    sys.exit(130)
 
 COUNT = 1059  # images, as many as the photographs that the course used
 RANDOM_SEED = 0  # of the whole set; image i has a stream of its own under (seed, split, i)
@@ -1561,16 +1563,15 @@ def ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def start_workers(count: int, work, chunks: list) -> tuple[ProcessPoolExecutor, Iterator]:
-    """Start processes on all the chunks; return them and their results in order."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the matrices are small
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, context, ignore_interrupts)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # processes inherit it at their start
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back until the end of the block; processes started in it never see one."""
+    mask = getattr(signal, "pthread_sigmask", lambda *_: None)  # Windows has none
+    mask(getattr(signal, "SIG_BLOCK", 0), {signal.SIGINT})
     try:
-        return pool, pool.map(work, chunks)
+        yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        mask(getattr(signal, "SIG_UNBLOCK", 0), {signal.SIGINT})
 
 
 def make_all(pictures: list[Picture], settings: dict, output: Path, workers: int) -> dict:
@@ -1584,7 +1585,11 @@ def make_all(pictures: list[Picture], settings: dict, output: Path, workers: int
     with tqdm(total=len(pictures), desc=output.name, unit="image") as bar:
         try:
             if workers > 1:
-                pool, results = start_workers(workers, work, chunks)
+                os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the matrices are small
+                context = multiprocessing.get_context("spawn")
+                pool = ProcessPoolExecutor(workers, context, ignore_interrupts)
+                with interrupts_held():
+                    results = pool.map(work, chunks)
             for done in results:
                 broken.update((file, wrong) for file, wrong in done if wrong)
                 bar.update(len(done))
