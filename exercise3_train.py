@@ -85,8 +85,9 @@ QUICK = {
     "batch_size": 16,
     "lr": 1e-3,
     "lr_final": 5e-5,
-    "steps": 1500,
-    "save_every": 250,
+    "steps": 1200,
+    "compile": "off",  # it would take longer than it saves
+    "save_every": 300,
     "results_dir": "training_results/quick",
     "weights_out": "training_results/quick/ddpm_quick.pt",
 }
@@ -413,17 +414,23 @@ def run_prepare_fabrics(*options: str) -> None:
 
 
 def provide_data(folder: Path) -> None:
-    """Render the training fabrics if the default folder is asked for and is not there."""
-    if folder == Path(DATA) and not folder.exists():
+    """Render the training fabrics if the default folder is asked for and is not complete."""
+    if folder != Path(DATA):
+        return
+    if not folder.exists():
         print(f"{folder} does not exist yet: rendering the fabrics first.", flush=True)
-        run_prepare_fabrics("--output", str(folder))
+    elif read_manifest(folder, ["sha256"]) != {"sha256": None}:
+        return  # complete, or images of the user's own
+    else:
+        print(f"{folder} is only half rendered: rendering the rest first.", flush=True)
+    run_prepare_fabrics("--output", str(folder))
 
 
-def read_manifest(folder: Path) -> dict:
+def read_manifest(folder: Path, keys=("version", "seed", "split")) -> dict:
     """What prepare_fabrics.py noted about a folder; empty for anybody else's images."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        return {key: manifest[key] for key in ("version", "seed", "split")}
+        return {key: manifest[key] for key in keys}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

@@ -141,12 +141,22 @@ def test_the_default_data_is_rendered_when_missing(tmp_path):
         "import sys; sys.path.insert(0, sys.argv[0].rsplit('/', 1)[0])\n"
         f"sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
         "from pathlib import Path; from conftest import write_blocks\n"
-        "write_blocks(Path(sys.argv[sys.argv.index('--output') + 1]), 110)\n"
+        "folder = Path(sys.argv[sys.argv.index('--output') + 1])\n"
+        "write_blocks(folder, 110)\n"
+        "(folder / 'manifest.json').write_text('{\"sha256\": \"f00\"}')\n"
     )
     command = [sys.executable, "exercise3_train.py", "--verify"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "rendering the fabrics first" in done.stdout
+    assert done.stdout.splitlines()[-1] == "Found 110 images in dataset"
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "rendering" not in done.stdout  # it is complete
+    folder = tmp_path / "african_fabric_processed"
+    (folder / "manifest.json").write_text('{"sha256": null}')  # interrupted half-way
+    (folder / "a/0000.png").unlink()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "rendering the rest first" in done.stdout
     assert done.stdout.splitlines()[-1] == "Found 110 images in dataset"
     (tmp_path / "prepare_fabrics.py").unlink()
     shutil.rmtree(tmp_path / "african_fabric_processed")
