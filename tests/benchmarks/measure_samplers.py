@@ -1,0 +1,119 @@
+"""How close few steps come to the 1000-step result, with the shipped weights.
+
+    python tests/benchmarks/measure_samplers.py              64 images; hours on two CPU cores
+    python tests/benchmarks/measure_samplers.py --images 8   a first impression; 64 continue it
+
+For each image the same noise x_T is followed by DDIM with all 1000 steps, by DDIM with fewer, and
+by DPM-Solver++. The distance is the root of the mean squared difference to the 1000-step image,
+in units of the pixel range 0 to 1. Writes training_results/reference/samplers.json after every
+batch: interrupted, the same command goes on. Its "enough_steps" is the smallest number of
+DPM-Solver++ steps that is on average as close as DDIM with 250; exercise 1 uses that or more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tqdm.auto import tqdm  # noqa: E402
+
+import exercise1_generate as exercise1  # noqa: E402
+
+REFERENCE = ("ddim", 1000)
+RUNS = [("ddim", steps) for steps in (20, 50, 100, 250)]
+RUNS += [("dpmpp", steps) for steps in (5, 8, 10, 12, 15, 20, 25, 30, 50)]
+
+
+def parse_options(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--weights", type=Path, default=ROOT / exercise1.WEIGHTS)
+    add("--images", type=int, default=64)
+    add("--batch-size", type=int, default=4)
+    add("--seed", type=int, default=1000, help="of the first image")
+    add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="fp32")
+    add("--output", type=Path, default=ROOT / "training_results" / "reference" / "samplers.json")
+    return parser.parse_args(argv)
+
+
+def distances(diffusion, seeds, device, precision, bar):
+    """Draw these seeds with every sampler; return {"dpmpp 20": [distance of each image], ...}."""
+    shape = (diffusion.channels, *diffusion.image_size)
+    x_T, _ = exercise1.starting_noise(seeds, shape)
+
+    def draw(sampler, steps):
+        return exercise1.SAMPLERS[sampler](
+            diffusion, x_T.to(device), steps, lambda *_: bar.update(len(seeds)), None, precision
+        )
+
+    reference = draw(*REFERENCE)
+    return {
+        f"{sampler} {steps}": (draw(sampler, steps) - reference)
+        .square().mean((1, 2, 3)).sqrt().tolist()
+        for sampler, steps in RUNS
+    }  # fmt: skip
+
+
+def summary(record):
+    """Add means and the number of steps they support to a record; return it."""
+    images = record["distances"].values()
+    means = {
+        run: sum(image[run] for image in images) / len(images)
+        for run in (f"{sampler} {steps}" for sampler, steps in RUNS)
+    }
+    enough = [steps for sampler, steps in RUNS
+              if sampler == "dpmpp" and means[f"dpmpp {steps}"] <= means["ddim 250"]]  # fmt: skip
+    record["images"] = len(images)
+    record["mean_distance"] = means
+    record["enough_steps"] = min(enough, default=None)
+    return record
+
+
+def main(argv=None):
+    options = parse_options(argv)
+    device = exercise1.pick_device(options.device)
+    precision = exercise1.pick_precision(options.precision, device)
+    diffusion, facts = exercise1.load_weights(options.weights)
+    exercise1.prepare_network(diffusion, device, precision, compiled=False)
+    record = {
+        "weights": exercise1.file_digest(options.weights),
+        "step": facts["step"],
+        "image_size": facts["image_size"],
+        "precision": str(precision).removeprefix("torch."),
+        "distances": {},
+    }
+    if options.output.exists():
+        earlier = json.loads(options.output.read_text())
+        if all(earlier.get(key) == record[key] for key in record if key != "distances"):
+            record["distances"] = earlier["distances"]
+    seeds = range(options.seed, options.seed + options.images)
+    missing = [seed for seed in seeds if str(seed) not in record["distances"]]
+    per_image = REFERENCE[1] + sum(steps for _, steps in RUNS)
+    started = time.perf_counter()
+    with tqdm(total=per_image * len(missing), unit="evaluation") as bar:
+        for first in range(0, len(missing), options.batch_size):
+            batch = missing[first : first + options.batch_size]
+            found = distances(diffusion, batch, device, precision, bar)
+            for position, seed in enumerate(batch):
+                record["distances"][str(seed)] = {k: v[position] for k, v in found.items()}
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            with exercise1.write_atomically(options.output) as temporary:
+                temporary.write_text(json.dumps(summary(record), indent=1) + "\n")
+    for run, mean in summary(record)["mean_distance"].items():
+        print(f"{run:12}{mean:.5f}")
+    print(f"{record['images']} images; enough steps of DPM-Solver++: {record['enough_steps']}; "
+          f"wrote {options.output} in {time.perf_counter() - started:.0f} s.")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
