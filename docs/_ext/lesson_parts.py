@@ -180,7 +180,18 @@ def visit_quiz(translator, node) -> None:
     raise nodes.SkipNode
 
 
+def visit_citation(translator, node) -> None:
+    """Write a reference as an item of a list; docutils gives it a role that ARIA has dropped."""
+    type(translator).visit_citation(translator, node)
+    translator.body[-1] = translator.body[-1].replace("doc-biblioentry", "listitem")
+
+
+def depart_citation(translator, node) -> None:
+    type(translator).depart_citation(translator, node)
+
+
 def setup(app):
+    app.add_node(nodes.citation, override=True, html=(visit_citation, depart_citation))
     app.add_node(SliderNode, html=(visit_slider, depart_slider))
     app.add_node(QuizNode, html=(visit_quiz, None))
     app.add_node(MorphNode, html=(visit_morph, depart_slider))

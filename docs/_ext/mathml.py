@@ -23,7 +23,7 @@ def to_mathml(latex: str, block: bool) -> str:
     if block and "&" in latex and "\\begin" not in latex:
         latex = r"\begin{align*}" + latex + r"\end{align*}"
     mathml = convert(latex, display="block" if block else "inline")
-    if leftover := re.search(r">[^<]*(\\\\|&amp;)[^<]*<", mathml):
+    if leftover := re.search(r">[^<]*(\\|&amp;)[^<]*<", mathml):
         raise ValueError(leftover.group(0))
     # \mathrm{simple} comes as six one-letter identifiers; to a reader it is one word.
     mathml = re.sub(
@@ -61,15 +61,12 @@ def visit_inline(translator, node: nodes.math) -> None:
 def visit_block(translator, node: nodes.math_block) -> None:
     body = translator.body
     body.append(translator.starttag(node, "div", CLASS="equation"))
-    # A wide formula scrolls inside its box; a box that scrolls has to take the keyboard's focus.
-    body.append('<div class="equation-box" tabindex="0" role="group" aria-label="Equation">')
+    body.append('<div class="scroll-box equation-box" data-label="Equation">')
     body.append(checked(translator, node, block=True))
     body.append("</div>")
     if node.get("number"):
         number = get_node_equation_number(translator, node)
-        body.append(f'<span class="eqno">({number})')
-        translator.add_permalink_ref(node, "Link to this equation")
-        body.append("</span>")
+        body.append(f'<span class="eqno">({number})</span>')
     body.append("</div>\n")
     raise nodes.SkipNode
 

@@ -76,6 +76,18 @@ function startMorph(video) {
   obey();
 }
 
+// What is too wide scrolls inside its own box, and a box that scrolls has to take the focus.
+function markScrollBoxes() {
+  document.querySelectorAll(".scroll-box").forEach((box) => {
+    const scrolls = box.scrollWidth > box.clientWidth;
+    for (const [name, value] of [["tabindex", "0"], ["role", "group"], ["aria-label", box.dataset.label]]) {
+      if (scrolls) box.setAttribute(name, value); else box.removeAttribute(name);
+    }
+  });
+}
+
+new ResizeObserver(markScrollBoxes).observe(document.body);
+document.fonts.ready.then(markScrollBoxes);
 document.querySelectorAll(".slider").forEach(startSlider);
 document.querySelectorAll(".quiz").forEach(startQuiz);
 document.querySelectorAll("video.morph").forEach(startMorph);

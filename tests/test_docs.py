@@ -1,0 +1,543 @@
+"""The lesson: it builds, its numbers are those of the files, its links lead on, its code runs."""
+
+import csv
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from conftest import ROOT, load_script, write_blocks
+
+DOCS = ROOT / "docs"
+REFERENCE = ROOT / "training_results" / "reference"
+PAGES = ["index", "under_the_hood", "making_it_fast"]
+
+# Files that only the trained weights and the benchmarks can give. While one of them is missing, the
+# tests of the whole page are skipped by its name; anything else that is missing is a failure.
+STILL_TO_COME = {
+    "docs/images/ddpm_fabric_morph.mp4",
+    "docs/images/ddpm_fabric_morph_still.webp",
+    "docs/images/exercise1_output.webp",
+    "docs/images/exercise2_sampling_comparison.webp",
+    "docs/images/forward_diffusion_demo.webp",
+    "docs/images/from_scratch.webp",
+    "docs/images/from_scratch_loss.webp",
+    "docs/images/loss_curve.webp",
+    "docs/images/nearest_neighbours.webp",
+    "docs/images/noise_schedule_comparison.webp",
+    "docs/images/progression.webp",
+    "docs/images/reverse_diffusion_demo.webp",
+    "docs/images/slider_reverse.webp",
+    "docs/images/slider_sweep.webp",
+    "docs/images/training_samples_grid.webp",
+    "docs/images/training_vs_generated.webp",
+    "exercise2_explore.py",
+    "training_results/reference/bench_sampling.json",
+    "training_results/reference/bench_training.json",
+    "training_results/reference/evaluation.json",
+    "training_results/reference/exercise2_sampling_comparison.json",
+    "training_results/reference/from_scratch.json",
+    "training_results/reference/run.json",
+    "training_results/reference/slider_reverse.json",
+    "training_results/reference/slider_sweep.json",
+    "training_results/reference/transcripts.json",
+    "training_results/reference/weights.json",
+}
+
+
+def page_source(name):
+    return (DOCS / f"{name}.rst").read_text(encoding="utf-8")
+
+
+def missing_files():
+    """Files that the pages name and that are not there."""
+    wanted = set()
+    for name in PAGES:
+        text = page_source(name)
+        wanted |= {f"docs/{f}" for f in re.findall(r"images/[\w.]+", text)}
+        files = re.findall(r":measured:`(\S+)|measured-table:: (\S+)", text)
+        wanted |= {f"training_results/reference/{a or b}" for a, b in files}
+        sliders = re.findall(r"\.\. slider:: (\w+)", text)
+        wanted |= {f"training_results/reference/slider_{s}.json" for s in sliders}
+        wanted |= set(re.findall(r"<\.\./(\w+\.py)>", text))
+        if ".. transcript::" in text:
+            wanted.add("training_results/reference/transcripts.json")
+    return sorted(f for f in wanted if not (ROOT / f).exists())
+
+
+def build(source, output, *options):
+    """Run Sphinx on a folder; returns the finished process."""
+    command = [sys.executable, "-m", "sphinx", "-n", "-W", "--keep-going", "-q", *options]
+    return subprocess.run([*command, source, output], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The built lesson."""
+    missing = missing_files()
+    if missing and set(missing) <= STILL_TO_COME:
+        pytest.skip(f"not made yet: {missing[0]} and {len(missing) - 1} more")
+    output = tmp_path_factory.mktemp("lesson")
+    done = build(DOCS, output)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+# ---- What does not need the whole page -----------------------------------------------------------
+
+
+def test_parts_stand_in_the_order_of_the_course():
+    titles = re.findall(r"^(.+)\n=+$", page_source("index"), re.M)
+    starts = ["12.3.1", "Overview", "Learning objectives", "Quick start", "Concept 1", "Concept 2",
+              "Concept 3", "Concept 4", "Exercise 1", "Exercise 2", "Exercise 3",
+              "Training results", "Troubleshooting", "Implementation note", "Summary",
+              "Check yourself", "References"]  # fmt: skip
+    assert [s for s, t in zip(starts, titles, strict=True) if not t.startswith(s)] == []
+
+
+def test_every_concept_ends_with_a_question_to_predict():
+    text = page_source("index")
+    parts = re.split(r"^Concept \d: .*\n=+$", text, flags=re.M)[1:]
+    for number, part in enumerate(parts, 1):
+        part = re.split(r"^\.\. _exercise-1:", part, flags=re.M)[0]
+        assert part.count("Predict, then reveal") == 1, f"concept {number}"
+        assert ".. dropdown:: Reveal" in part.split("Predict, then reveal")[1]
+
+
+def test_eight_quiz_questions():
+    assert page_source("index").count(".. quiz::") == 8
+
+
+def test_no_code_maps_to_unit_range_twice():
+    for name in PAGES:
+        for block in code_blocks(page_source(name)):
+            assert "sample(" not in block.text or "+ 1) / 2" not in block.text
+
+
+def test_no_number_of_a_measurement_is_typed():
+    """Seconds, minutes, megabytes and ratios come from files; quotations and settings do not."""
+    for name in PAGES:
+        prose = re.sub(r":measured:`[^`]*`|^\.\. code-block::.*?(?=^\S)", "",
+                       page_source(name), flags=re.M | re.S)  # fmt: skip
+        typed = re.findall(r"\d[\d.,]* (?:seconds|minutes|hours|s per|MB|GB|GiB|GFLOP)\b", prose)
+        allowed = {"50 minutes", "0.57 GB"}
+        assert [t for t in typed if t not in allowed] == [], name
+
+
+def test_network_facts_are_those_of_the_library():
+    """The layers in lesson_facts.json, found anew with forward hooks on the library's network."""
+    import torch
+    from denoising_diffusion_pytorch import Unet
+    from denoising_diffusion_pytorch import denoising_diffusion_pytorch as library
+
+    facts = json.loads((REFERENCE / "lesson_facts.json").read_text())["network"]
+    unet = Unet(dim=64, dim_mults=(1, 2, 4, 8), channels=3, flash_attn=False)
+    seen = {}
+    for name, module in unet.named_modules():
+        module.register_forward_hook(
+            lambda m, i, o, n=name: seen.__setitem__(n, (type(m).__name__, tuple(o.shape[1:])))
+        )
+    with torch.no_grad():
+        unet(torch.zeros(1, 3, 64, 64), torch.tensor([1]))
+    for layer in facts["layers"]:
+        size, channels = layer["size_out"], layer["channels_out"]
+        assert seen[layer["name"]][1] == (channels, size, size)
+        if "attention" in layer["kind"]:
+            kind = {"Attention": "full", "LinearAttention": "linear"}[seen[layer["name"]][0]]
+            assert layer["kind"] == f"{kind} attention"
+    assert facts["parameters"] == sum(w.numel() for w in unet.parameters()) == 35_711_491
+    modules = list(unet.modules())
+    assert facts["rms_norms"] == sum(isinstance(m, library.RMSNorm) for m in modules)
+    assert facts["group_norms"] == sum(isinstance(m, torch.nn.GroupNorm) for m in modules)
+
+
+def test_diagram_shows_the_layers_of_the_network():
+    layers = json.loads((REFERENCE / "lesson_facts.json").read_text())["network"]["layers"]
+    attention = {row["name"]: row for row in layers if "attention" in row["kind"]}
+    drawn = re.findall(
+        r'<g data-layer="([\w.]+)" data-size="(\d+)" data-channels="(\d+)" '
+        r'data-attention="(\w+)">(.*?)</g>', (DOCS / "_parts" / "unet.html").read_text(), re.S,
+    )  # fmt: skip
+    assert len(drawn) == len(attention) == 9
+    for name, size, channels, kind, inside in drawn:
+        row = attention["mid_attn" if name == "mid" else f"{name}.2"]
+        assert (row["size_in"], row["channels_in"]) == (int(size), int(channels)), name
+        assert row["kind"] == f"{kind} attention", name
+        assert f"{size}×{size}, {channels} channels" in inside
+        assert f"{kind} attention" in inside
+
+
+def test_faults_are_named(tmp_path):
+    """A figure that is missing, changed or outdated, a number that is missing: each by its name."""
+    docs, reference = tmp_path / "docs", tmp_path / "training_results" / "reference"
+    for folder in ("_ext", "_static"):
+        shutil.copytree(DOCS / folder, docs / folder)
+    shutil.copy(DOCS / "conf.py", docs)
+    reference.mkdir(parents=True)
+    (reference / "some.json").write_text('{"a": {"b": 2.5}, "rows": [{"n": 1}]}')
+    (tmp_path / "weights.pt").write_text("new")
+    (docs / "images").mkdir()
+    for name in ("good", "changed", "outdated", "unlisted"):
+        (docs / "images" / f"{name}.webp").write_bytes(name.encode())
+    sums = load_script_from(DOCS / "_ext" / "measured.py").sha256
+    listed = {
+        f"docs/images/{name}.webp": {
+            "sha256": sums(docs / "images" / f"{name}.webp"),
+            "made_from": {"weights.pt": sums(tmp_path / "weights.pt")},
+        }
+        for name in ("good", "changed", "outdated")
+    }
+    listed["docs/images/changed.webp"]["sha256"] = "0" * 64
+    listed["docs/images/outdated.webp"]["made_from"]["weights.pt"] = "0" * 64
+    (docs / "images" / "figures.json").write_text(json.dumps(listed))
+    names = ("good", "changed", "outdated", "unlisted", "absent")
+    figures = "".join(f".. image:: images/{n}.webp\n   :alt: {n}\n\n" for n in names)
+    (docs / "index.rst").write_text(
+        f"Title\n=====\n\n:measured:`some.json a.b | .2f` :measured:`some.json a.c`\n"
+        f":measured:`other.json a`\n\n{figures}\n.. transcript:: one\n\n"
+        ".. math::\n\n   \\unheardof{x}\n"
+    )
+    done = build(docs, tmp_path / "out")
+    assert done.returncode == 1
+    for fault in ("some.json has no 'a.c'", "training_results/reference/other.json is missing",
+                  "images/absent.webp", "changed.webp is not the file",
+                  "outdated.webp is out of date: weights.pt has changed",
+                  "unlisted.webp is not listed", "transcripts.json is missing",
+                  "formula not understood"):  # fmt: skip
+        assert fault in done.stderr, fault
+    assert "good.webp" not in done.stderr
+    assert ">2.50</span>" in (tmp_path / "out" / "index.html").read_text()
+
+
+def load_script_from(path):
+    """Import a Python file by its path."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---- The pages as files --------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Links, anchors, pictures and measured numbers of a page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.anchors, self.images, self.measured, self.loads = [], set(), [], [], []
+        self.open = None
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        a = dict(attributes)
+        self.anchors |= {a[key] for key in ("id", "name") if a.get(key)}
+        if tag == "a" and a.get("href"):
+            self.links.append(a["href"])
+        if tag == "img":
+            self.images.append(a)
+        if tag in ("img", "script", "source", "video", "iframe") and a.get("src"):
+            self.loads.append(a["src"])
+        if tag == "link" and "stylesheet" in a.get("rel", ""):
+            self.loads.append(a["href"])
+        if tag == "span" and "data-source" in a:
+            self.open = [a["data-source"], a["data-key"], a["data-form"], ""]
+            self.measured.append(self.open)
+
+    def handle_data(self, data):
+        if self.open:
+            self.open[3] += data
+
+    def handle_endtag(self, tag):
+        if tag == "span":
+            self.open = None
+
+
+@pytest.fixture(scope="session")
+def pages(site):
+    return {name: Page(site / f"{name}.html") for name in PAGES}
+
+
+def from_file(source, key):
+    """Look a number up, independently of the extension that wrote it."""
+    path = REFERENCE / source
+    if path.suffix == ".csv":
+        with path.open(newline="") as file:
+            value = list(csv.DictReader(file))
+    else:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    for name, index in re.findall(r"([^.\[\]]+)|\[([^\]]*)\]", key):
+        if name:
+            value = value[name]
+        elif "=" in index:
+            field, wanted = index.split("=")
+            value = next(row for row in value if str(row[field]) == wanted)
+        else:
+            value = value[int(index)] if isinstance(value, list) else value[index]
+    return value
+
+
+def test_numbers_are_those_of_the_files(pages):
+    count = 0
+    for name, page in pages.items():
+        for source, key, form, text in page.measured:
+            value = from_file(source, key)
+            count += 1
+            if not re.search(r"[dfg%]$", form):
+                assert text == str(value), (name, source, key)
+                continue
+            factor = re.match(r"([*/])([\d.e+]+) ?", form)
+            if factor:
+                number = float(factor[2])
+                value = float(value) * (number if factor[1] == "*" else 1 / number)
+            shown = text.replace(",", "")
+            shown = float(shown[:-1]) / 100 if shown.endswith("%") else float(shown)
+            spread = {"d": 0.5, "%": 0.005}.get(form[-1])
+            if spread is None:
+                digits = int(re.search(r"\.(\d+)[fg]", form)[1])
+                size = 10**-digits if form[-1] == "f" else abs(float(value)) * 10 ** (1 - digits)
+                spread = 0.51 * size
+            assert abs(shown - float(value)) <= spread * 1.001, (name, source, key, text, value)
+    assert count > 60
+
+
+def test_links_inside_resolve(site, pages):
+    for name, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or link == "#":
+                assert parts.scheme in ("https", ""), link
+                continue
+            target = (site / unquote(parts.path)) if parts.path else site / f"{name}.html"
+            assert target.exists(), f"{name}: {link}"
+            if parts.fragment and target.suffix == ".html":
+                assert unquote(parts.fragment) in Page(target).anchors, f"{name}: {link}"
+
+
+def test_nothing_is_loaded_from_elsewhere(site, pages):
+    for name, page in pages.items():
+        for address in page.loads:
+            assert not urlsplit(address).scheme, f"{name}: {address}"
+            assert not address.startswith("//"), f"{name}: {address}"
+            assert (site / urlsplit(address).path).exists(), f"{name}: {address}"
+    for sheet in site.rglob("*.css"):
+        for address in re.findall(r"url\(['\"]?([^'\")]+)", sheet.read_text(errors="replace")):
+            assert not address.startswith(("http", "//")), f"{sheet}: {address}"
+
+
+def test_pictures_have_alternative_text(pages):
+    for name, page in pages.items():
+        for image in page.images:
+            assert image.get("alt", "").strip(), f"{name}: {image.get('src')}"
+
+
+def test_downloads_are_the_files_themselves(site):
+    originals = [
+        *ROOT.glob("*.py"),
+        DOCS / "ddpm_from_scratch.py",
+        DOCS / "ddpm_from_scratch.ipynb",
+    ]
+    contents = {path.name: path.read_bytes() for path in originals}
+    found = {path.name: path for path in (site / "_downloads").rglob("*") if path.is_file()}
+    offered = {"exercise1_generate.py", "exercise2_explore.py", "exercise3_train.py",
+               "prepare_fabrics.py", "ddpm_from_scratch.py", "ddpm_from_scratch.ipynb"}  # fmt: skip
+    assert set(found) == offered
+    for name, path in found.items():
+        assert path.read_bytes() == contents[name], name
+
+
+def test_every_figure_is_shown_at_700_pixels_or_less(pages):
+    for page in pages.values():
+        for image in page.images:
+            width = re.search(r"width: (\d+)px", image.get("style", ""))
+            assert not width or int(width[1]) <= 700, image
+
+
+# ---- The code on the pages -----------------------------------------------------------------------
+
+
+class Block:
+    """A code block of a page: language, classes, text, line."""
+
+    def __init__(self, language, classes, text, line):
+        self.language, self.classes, self.text, self.line = language, classes, text, line
+
+
+def code_blocks(source):
+    """All code-block directives of a reStructuredText page, in order."""
+    lines, found, i = source.splitlines(), [], 0
+    while i < len(lines):
+        match = re.match(r"( *)\.\. code-block:: (\w+)$", lines[i])
+        i += 1
+        if not match:
+            continue
+        start, inner, body = i, len(match[1]) + 3, []
+        while i < len(lines) and (not lines[i].strip() or lines[i].startswith(" " * inner)):
+            body.append(lines[i][inner:])
+            i += 1
+        options = [line for line in body if re.match(r":\w+:", line)]
+        classes = " ".join(options).partition(":class:")[2].split()
+        text = "\n".join(line for line in body if line not in options).strip("\n") + "\n"
+        found.append(Block(match[2], classes, text, start))
+    return found
+
+
+def small_weights(path, dim=8, size=16):
+    """Untrained weights of a small network, in the bundled format."""
+    import torch
+
+    exercise1 = load_script("exercise1_generate")
+    torch.manual_seed(0)
+    process = {"image_size": size, "timesteps": 1000, "objective": "pred_noise",
+               "beta_schedule": "sigmoid"}  # fmt: skip
+    diffusion = exercise1.build_diffusion(dim=dim, dim_mults=(1, 2), **process)
+    state = {
+        f"ema_model.{k}": v.half() if k.startswith("model.") else v
+        for k, v in diffusion.state_dict().items()
+    }
+    network = {"dim": dim, "dim_mults": (1, 2), "channels": 3}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"step": 1, "version": "2.3.4", "ema": state}
+    torch.save(content | {"config": {"network": network, "process": process}}, path)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A folder like a fresh clone, with a small network and few, small fabrics."""
+    place = tmp_path_factory.mktemp("clone")
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, place)
+    small_weights(place / "models" / "ddpm_african_fabrics.pt")
+    write_blocks(place / "african_fabric_processed", 120, size=16)
+    return place
+
+
+@pytest.mark.parametrize("name", ["index", "making_it_fast"])
+def test_python_on_the_page_runs(name, clone, monkeypatch):
+    """All Python blocks of a page in order, in one namespace, on a small network."""
+    monkeypatch.chdir(clone)
+    smaller = {"dim=64": "dim=8", "dim_mults=(1, 2, 4, 8)": "dim_mults=(1, 2)",
+               "image_size=64": "image_size=16",
+               "sampling_timesteps=50": "sampling_timesteps=3", "3, 64, 64": "3, 16, 16",
+               "range(diffusion.num_timesteps)": "range(0, 1000, 400)"}  # fmt: skip
+    names, ran = {}, 0
+    for block in code_blocks(page_source(name)):
+        if block.language != "python" or {"no-test", "edit", "from-scratch"} & set(block.classes):
+            continue
+        text = block.text
+        for old, new in smaller.items():
+            text = text.replace(old, new)
+        exec(compile(text, f"{name}.rst, line {block.line}", "exec"), names)
+        ran += 1
+    assert ran >= (1 if name == "making_it_fast" else 5)
+    if name == "index":
+        assert (clone / "quick_start.png").exists()
+        assert 0 <= names["fabrics"].min() <= names["fabrics"].max() <= 1
+
+
+def test_quick_start_snippet_fits_the_real_network():
+    """The snippet as printed builds the network of 35.7M parameters with every choice passed."""
+    block = next(b for b in code_blocks(page_source("index")) if "GaussianDiffusion(" in b.text)
+    names = {}
+    exec(block.text.split("checkpoint =")[0], names)
+    diffusion = names["diffusion"]
+    assert sum(w.numel() for w in diffusion.model.parameters()) == 35_711_491
+    assert diffusion.objective == "pred_noise"
+    exercise1 = load_script("exercise1_generate")
+    expected = exercise1.build_diffusion()
+    assert diffusion.betas.equal(expected.betas)
+    assert diffusion.is_ddim_sampling
+
+
+def test_modifications_of_the_script_from_scratch_run(tmp_path):
+    blocks = [b for b in code_blocks(page_source("under_the_hood")) if "from-scratch" in b.classes]
+    assert len(blocks) == 2
+    source = (DOCS / "ddpm_from_scratch.py").read_text()
+    write_blocks(tmp_path / "data", 20)
+    for i, block in enumerate(blocks):
+        edited = source.replace(
+            'if __name__ == "__main__"', block.text + '\nif __name__ == "__main__"'
+        )
+        script = tmp_path / f"modified{i}.py"
+        script.write_text(edited)
+        subprocess.run([sys.executable, script, "--data", "data", "--steps", "2", "--dim", "8"],
+                       cwd=tmp_path, check=True, capture_output=True)  # fmt: skip
+        assert (tmp_path / "from_scratch.png").exists()
+        (tmp_path / "from_scratch.png").unlink()
+
+
+SMALL_TRAINING = "--steps 2 --dim 8 --dim-mults 1 2 --batch-size 2 --image-size 16 --save-every 2"
+
+
+def commands(block):
+    """The command lines of a console block, made small where they train."""
+    lines = [line[2:] for line in block.text.splitlines() if line.startswith("$ ")]
+    return [f"{line} {SMALL_TRAINING}" if "--train" in line.split() else line for line in lines]
+
+
+def test_commands_on_the_page_run(clone, tmp_path):
+    """Every shell command and every edit of a constant, as the exercises say, in their order."""
+    if not (clone / "exercise2_explore.py").exists():
+        assert "exercise2_explore.py" in STILL_TO_COME
+        pytest.skip("not made yet: exercise2_explore.py")
+    place = tmp_path / "clone"
+    shutil.copytree(clone, place)
+    ran, originals = 0, {p.name: p.read_text() for p in place.glob("*.py")}
+    for block in code_blocks(page_source("index")):
+        if "no-test" in block.classes:
+            continue
+        if "edit" in block.classes:
+            script = block.classes[block.classes.index("edit") + 1]
+            constant = block.text.split(" = ")[0]
+            pattern = rf"^{constant} = .*(?:\n .*|\n\).*)*$"
+            edited, count = re.subn(pattern, block.text.strip(), originals[script], flags=re.M)
+            assert count == 1, f"{script} has no constant {constant}"
+            (place / script).write_text(edited)
+            if script == "exercise1_generate.py":
+                run_command(f"python {script}", place)
+                ran += 1
+                (place / script).write_text(originals[script])
+        if block.language == "console":
+            for command in commands(block):
+                run_command(command, place)
+                ran += 1
+            for script, text in originals.items():
+                (place / script).write_text(text)
+    assert ran >= 12
+
+
+def run_command(command, place):
+    """Run one command line of the lesson in a folder, with this Python."""
+    words = shlex.split(command)
+    assert words[0] == "python", command
+    done = subprocess.run([sys.executable, *words[1:]], cwd=place, check=False, text=True,
+                          capture_output=True)  # fmt: skip
+    assert done.returncode == 0, f"{command}: {done.stderr[-1500:]}"
+    return done.stdout
+
+
+def skeleton(text):
+    """A program's output without its numbers and without what only a small network changes."""
+    text = re.sub(r"\d[\d.,:x-]*\d|\d", "N", text)
+    return [line.rstrip() for line in text.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("key", ["exercise1", "exercise2", "verify"])
+def test_printed_output_is_what_the_commands_print(key, clone, site, tmp_path):
+    """The outputs shown on the page against those of the same commands on a small network."""
+    shown = json.loads((REFERENCE / "transcripts.json").read_text())[key]
+    place = tmp_path / "clone"
+    shutil.copytree(clone, place)
+    if key == "verify":  # its output lists the folders of the real data set
+        shown["output"] = re.sub(r"^  \w+ +\d+\n", "", shown["output"], flags=re.M)
+    printed = run_command(shown["command"], place)
+    if key == "verify":
+        printed = re.sub(r"^  \w+ +\d+\n", "", printed, flags=re.M)
+    assert skeleton(printed) == skeleton(shown["output"])

@@ -1,0 +1,340 @@
+"""The lesson in a real browser: headless Chromium, driven by selenium, checked with axe-core."""
+
+import functools
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from test_docs import PAGES, REFERENCE, site  # noqa: F401 - a fixture
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+DRIVER = shutil.which("chromedriver")
+ASSET_LIMIT = 3_000_000  # bytes that the lesson page loads, the theme's own files included
+
+if not (CHROMIUM and DRIVER):
+    pytest.skip("chromium and chromedriver are not installed", allow_module_level=True)
+webdriver = pytest.importorskip("selenium.webdriver")
+
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
+
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--disable-dev-shm-usage"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def address(site):  # noqa: F811
+    """The lesson, served on localhost."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = functools.partial(Quiet, directory=site)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def driver(address, tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield browser
+    browser.quit()
+
+
+def show(driver, url, width=1400, scheme="light", motion="no-preference"):
+    """Open a page in a window of this width, with these wishes of the reader."""
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    wishes = [("prefers-color-scheme", scheme), ("prefers-reduced-motion", motion)]
+    features = [{"name": name, "value": value} for name, value in wishes]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    driver.get(url)
+
+
+def center(driver, element):
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+
+
+def load_pictures(driver):
+    """Have lazy pictures come too, and wait for all."""
+    driver.execute_async_script(
+        "const done = arguments[0];"
+        "for (const i of document.images) i.loading = 'eager';"
+        "Promise.all([...document.images].map(i => i.decode().catch(() => 0))).then(() => done())"
+    )
+
+
+def requests_of(driver):
+    """Addresses that the browser asked for since the last look."""
+    messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    return [
+        m["params"]["request"]["url"]
+        for m in messages
+        if m["method"] == "Network.requestWillBeSent"
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_is_whole_quiet_and_alone(driver, address, page):
+    """Every picture arrives, the console stays silent, nothing is asked of another host."""
+    driver.get("about:blank")  # the browser's own start page has requests of its own
+    for kind in ("performance", "browser"):
+        driver.get_log(kind)
+    show(driver, f"{address}/{page}.html")
+    load_pictures(driver)
+    pictures = driver.execute_script(
+        "return [...document.images].map(i => [i.currentSrc, i.naturalWidth, i.alt])"
+    )
+    assert [p for p in pictures if not p[1] or not p[2].strip()] == []
+    if page == "index":
+        assert len(pictures) > 12
+    outside = [url for url in requests_of(driver) if not url.startswith((address, "data:"))]
+    assert outside == []
+    errors = [e for e in driver.get_log("browser") if e["level"] in ("SEVERE", "WARNING")]
+    assert [e for e in errors if "favicon" not in e["message"]] == []
+
+
+def test_lesson_is_light(driver, address):
+    show(driver, f"{address}/index.html")
+    load_pictures(driver)
+    loaded = driver.execute_script(
+        "return [...performance.getEntriesByType('resource'),"
+        "...performance.getEntriesByType('navigation')].map(e => [e.name, e.encodedBodySize])"
+    )
+    total = sum(size for _, size in loaded) + video_bytes(driver)
+    assert total < ASSET_LIMIT, sorted(loaded, key=lambda entry: -entry[1])[:10]
+
+
+def video_bytes(driver):
+    """The film is fetched piece by piece, so its size is asked of the server."""
+    return driver.execute_async_script(
+        "const done = arguments[0];"
+        "Promise.all([...document.querySelectorAll('video source')].map(s =>"
+        " fetch(s.src, {method: 'HEAD'}).then(r => Number(r.headers.get('content-length')))))"
+        ".then(sizes => done(sizes.reduce((a, b) => a + b, 0)))"
+    )
+
+
+# ---- Sliders -------------------------------------------------------------------------------------
+
+
+def state(slider):
+    """Where the strip stands and what the readout says."""
+    strip = slider.find_element(By.CSS_SELECTOR, ".slider-strip")
+    values = slider.find_elements(By.CSS_SELECTOR, "dd")
+    return strip.value_of_css_property("transform"), [v.text for v in values]
+
+
+@pytest.mark.parametrize("name", ["forward", "reverse", "sweep"])
+def test_slider_by_keyboard_and_mouse(driver, address, name):
+    show(driver, f"{address}/index.html")
+    load_pictures(driver)
+    frames = json.loads((REFERENCE / f"slider_{name}.json").read_text())["frames"]
+    slider = driver.find_element(By.ID, f"slider-{name}")
+    assert not slider.find_element(By.CSS_SELECTOR, ".slider-still").is_displayed()
+    knob = slider.find_element(By.CSS_SELECTOR, "input[type=range]")
+    center(driver, knob)
+
+    knob.send_keys(Keys.HOME)
+    picture, values = state(slider)
+    first = frames[0].get("t", frames[0].get("steps"))
+    assert values[0] == str(first)
+    for key, frame in ((Keys.ARROW_RIGHT, 1), (Keys.END, -1), (Keys.ARROW_LEFT, -2)):
+        knob.send_keys(key)
+        moved, values = state(slider)
+        assert moved != picture
+        assert values[0] == str(frames[frame].get("t", frames[frame].get("steps")))
+        assert values[0] in knob.get_attribute("aria-valuetext")
+        picture = moved
+
+    pixels = []
+    window = slider.find_element(By.CSS_SELECTOR, ".slider-window")
+    for share in (-0.4, 0.4):
+        actions = webdriver.ActionChains(driver)
+        actions.move_to_element_with_offset(knob, int(knob.rect["width"] * share), 0).click()
+        actions.perform()
+        pixels.append((window.screenshot_as_png, state(slider)[1]))
+    assert pixels[0][0] != pixels[1][0], "the picture has to change"
+    assert pixels[0][1] != pixels[1][1], "the numbers have to change"
+
+
+def test_slider_by_touch(driver, address):
+    show(driver, f"{address}/index.html", width=390)
+    driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    slider = driver.find_element(By.ID, "slider-forward")
+    knob = slider.find_element(By.CSS_SELECTOR, "input[type=range]")
+    center(driver, knob)
+    box = driver.execute_script("return arguments[0].getBoundingClientRect().toJSON()", knob)
+    before = state(slider)
+    assert box["height"] >= 40, "large enough for a thumb"
+    point = {"x": box["x"] + box["width"] * 0.9, "y": box["y"] + box["height"] / 2}
+    for kind, points in (("touchStart", [point]), ("touchEnd", [])):
+        driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    WebDriverWait(driver, 10).until(lambda _: state(slider) != before)
+    driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+
+
+def test_play_button_moves_the_frames_and_stops(driver, address):
+    show(driver, f"{address}/index.html")
+    slider = driver.find_element(By.ID, "slider-forward")
+    button = slider.find_element(By.CSS_SELECTOR, ".slider-play")
+    center(driver, button)
+    before = state(slider)
+    button.send_keys(Keys.ENTER)
+    wait = WebDriverWait(driver, 10)
+    wait.until(lambda _: state(slider) != before)
+    button.send_keys(Keys.ENTER)
+    assert button.text == "Play"
+    after = state(slider)
+    assert driver.execute_async_script("setTimeout(arguments[0], 400)") is None
+    assert state(slider) == after
+
+
+def test_reduced_motion_stops_everything(driver, address):
+    show(driver, f"{address}/index.html", motion="reduce")
+    assert not any(b.is_displayed() for b in driver.find_elements(By.CSS_SELECTOR, ".slider-play"))
+    video = driver.find_element(By.CSS_SELECTOR, "video.morph")
+    assert driver.execute_script("return arguments[0].paused", video)
+    show(driver, f"{address}/index.html")
+    video = driver.find_element(By.CSS_SELECTOR, "video.morph")
+    center(driver, video)
+    wait = WebDriverWait(driver, 20)
+    wait.until(lambda d: not d.execute_script("return arguments[0].paused", video))
+
+
+def test_without_javascript_there_are_still_figures(driver, address):
+    driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        show(driver, f"{address}/index.html")
+        for slider in driver.find_elements(By.CSS_SELECTOR, ".slider"):
+            assert slider.find_element(By.CSS_SELECTOR, ".slider-still img").is_displayed()
+            assert not slider.find_element(By.CSS_SELECTOR, ".slider-live").is_displayed()
+        question = driver.find_element(By.CSS_SELECTOR, ".quiz summary")
+        center_without_script(driver, question)
+        question.click()
+        explanation = driver.find_element(By.CSS_SELECTOR, ".quiz details p")
+        assert explanation.is_displayed()
+    finally:
+        driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def center_without_script(driver, element):
+    webdriver.ActionChains(driver).scroll_to_element(element).perform()
+
+
+# ---- Dropdowns and quiz --------------------------------------------------------------------------
+
+
+def test_dropdowns_open_by_mouse_and_keyboard(driver, address):
+    show(driver, f"{address}/index.html")
+    folded = driver.find_elements(By.CSS_SELECTOR, "details.sd-dropdown")
+    assert len(folded) > 25
+    for number, details in enumerate(folded):
+        if details.find_elements(By.XPATH, "ancestor::details"):
+            continue  # a solution inside a fold: opened with it
+        assert details.get_attribute("open") is None
+        summary = details.find_element(By.TAG_NAME, "summary")
+        center(driver, summary)
+        summary.click() if number % 2 else summary.send_keys(Keys.ENTER)
+        assert details.get_attribute("open") is not None
+        assert details.find_element(By.CSS_SELECTOR, ".sd-summary-content").is_displayed()
+
+
+def test_quiz_by_keyboard(driver, address):
+    show(driver, f"{address}/index.html")
+    questions = driver.find_elements(By.CSS_SELECTOR, ".quiz")
+    assert len(questions) == 8
+    for question in questions:
+        right = question.get_attribute("data-answer")
+        answers = question.find_elements(By.CSS_SELECTOR, "input[type=radio]")
+        center(driver, question)
+        answers[0].send_keys(Keys.SPACE)
+        verdict = question.find_element(By.CSS_SELECTOR, ".quiz-verdict")
+        for number, answer in enumerate(answers, 1):
+            if number > 1:
+                answers[number - 2].send_keys(Keys.ARROW_DOWN)
+            assert answer.is_selected()
+            assert verdict.text.startswith("Right" if str(number) == right else "Not quite")
+        summary = question.find_element(By.TAG_NAME, "summary")
+        summary.send_keys(Keys.ENTER)
+        explanation = question.find_element(By.CSS_SELECTOR, "details p")
+        assert explanation.text == f"Answer {'ABC'[int(right) - 1]}."
+
+
+# ---- Looks ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory):
+    """The source of axe-core, from the npm registry."""
+    if "AXE_CORE" in os.environ:
+        return Path(os.environ["AXE_CORE"]).read_text(encoding="utf-8")
+    npm = shutil.which("npm")
+    if not npm:
+        pytest.skip("npm is not installed")
+    folder = tmp_path_factory.mktemp("axe")
+    command = [npm, "install", "--prefix", folder, "--no-audit", "--no-fund", "axe-core@4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1400])
+@pytest.mark.parametrize("page", PAGES)
+def test_accessible(driver, address, axe, page, width, scheme):
+    """No violation of WCAG 2.1 A and AA or of axe's good practice, everything unfolded."""
+    show(driver, f"{address}/{page}.html", width, scheme)
+    assert driver.execute_script("return document.documentElement.dataset.theme") == scheme
+    driver.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
+    driver.execute_script(axe)
+    report = driver.execute_async_script("axe.run().then(arguments[0])")
+    faults = [
+        f"{v['id']}: {v['help']}: {[n['html'][:160] for n in v['nodes']][:4]}"
+        for v in report["violations"]
+    ]
+    assert faults == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_nothing_sticks_out_on_a_phone(driver, address, page):
+    show(driver, f"{address}/{page}.html", width=390)
+    load_pictures(driver)
+    driver.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= 390
+
+
+def test_theme_can_be_switched(driver, address):
+    show(driver, f"{address}/index.html")
+    colours = set()
+    for theme in ("light", "dark"):
+        driver.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
+        body = driver.find_element(By.TAG_NAME, "body")
+        colours.add(body.value_of_css_property("background-color"))
+    assert len(colours) == 2
+
+
+def test_mathematics_has_its_font_and_is_readable_as_text(driver, address):
+    show(driver, f"{address}/index.html")
+    driver.execute_async_script("document.fonts.ready.then(() => arguments[0]())")
+    assert driver.execute_script("return document.fonts.check('16px \"Lesson Math\"')")
+    formulas = driver.find_elements(By.TAG_NAME, "math")
+    assert len(formulas) > 60
+    assert all(formula.get_attribute("alttext") for formula in formulas)
+    heights = [f.rect["height"] for f in formulas if f.is_displayed()]
+    assert min(heights) > 5
