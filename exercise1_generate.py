@@ -765,26 +765,37 @@ def report(options, drawn, seconds):
     )
 
 
-def main(argv=None):
-    """Run the exercise and turn what goes wrong into one sentence and an exit code."""
-    options = parse_options(argv)
+def run_and_explain(work, after_interrupt):
+    """Call work() and return the exit code; say in one sentence on stderr what went wrong.
+
+    after_interrupt says what Ctrl-C has left behind.
+    """
     try:
-        generate(options)
+        work()
     except UserError as error:
         problem = str(error)
     except torch.cuda.OutOfMemoryError:
-        problem = "The memory of the GPU is too small: try a smaller --batch-size."
+        problem = "The memory of the GPU is too small: draw fewer images at once."
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         problem = f"{error.strerror or error}{place}: make room there or name another place."
     except KeyboardInterrupt:
-        print(f"\nInterrupted. The images finished so far are in {options.samples_dir}; "
-              "the same command draws the others.", file=sys.stderr)  # fmt: skip
+        print(f"\nInterrupted. {after_interrupt}", file=sys.stderr)
         return 130
     else:
         return 0
     print(f"Error: {problem}", file=sys.stderr)
     return 1
+
+
+def main(argv=None):
+    """Run the exercise."""
+    options = parse_options(argv)
+    return run_and_explain(
+        lambda: generate(options),
+        f"The images finished so far are in {options.samples_dir}; "
+        "the same command draws the others.",
+    )
 
 
 if __name__ == "__main__":
