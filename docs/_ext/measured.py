@@ -130,7 +130,8 @@ class MeasuredRole(SphinxRole):
 class MeasuredTable(SphinxDirective):
     """A table whose rows are a list in a measurement file: `.. measured-table:: file list`.
 
-    Where the rows are a dictionary, the field `@` stands for their names.
+    Where the rows are a dictionary, the field `@` stands for their names, and `.` for the values
+    where these are plain numbers.
     """
 
     required_arguments = 2
@@ -166,13 +167,15 @@ class MeasuredTable(SphinxDirective):
         head += self.row([self.parse_inline(heading)[0] for heading, _, _ in columns])
         body = nodes.tbody()
         for i in chosen:
-            body += self.row([
-                [nodes.Text(str(i)) if field == "@" else
-                 measured_node(name, f"{key}[{i}].{field}", form, self.get_location())]
-                for _, field, form in columns
-            ])  # fmt: skip
+            body += self.row([self.cell(name, key, i, *column[1:]) for column in columns])
         group += [head, body]
         return [table]
+
+    def cell(self, name: str, key: str, row: int | str, field: str, form: str) -> nodes.Node:
+        if field == "@":
+            return nodes.Text(str(row))
+        path = f"{key}[{row}]" if field == "." else f"{key}[{row}].{field}"
+        return measured_node(name, path, form, self.get_location())
 
     def wanted(self, row) -> bool:
         field, _, value = self.options.get("where", "").partition("=")
