@@ -45,6 +45,7 @@ REVERSE_EVERY = 5  # of which every fifth is a frame
 SWEEP_COUNTS = (5, 10, 20, 50, 100, 250)  # network evaluations in the sweep slider
 SWEEP_REFERENCE = 1000  # DDIM steps of the picture that the others are compared with
 SWEEP_SEED = 42  # the seed of the first fabric in the sliders
+FILM_BYTES = 550_000  # of the morph on the page
 GAP = 4  # white pixels between the images of a frame
 
 sys.path.insert(0, str(ROOT))  # the sliders use the samplers of exercise 1, as they are
@@ -80,7 +81,7 @@ def note(path: Path, made_from: list[Path]) -> None:
 
 
 def publish(
-    source: Path | Image.Image, name: str, made_from: list[Path], quality: int = 86
+    source: Path | Image.Image, name: str, made_from: list[Path], quality: int = 82
 ) -> None:
     """Shrink a picture to the lesson's width and keep it as docs/images/NAME."""
     picture = source if isinstance(source, Image.Image) else Image.open(source)
@@ -437,23 +438,50 @@ def make_weights() -> None:
     keep_transcript("checksum", {"command": "", "output": printed})
 
 
+def make_schedules() -> None:
+    """The figures of exercise 2 that need no network: forward diffusion and the schedules."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_script("exercise2_explore.py", ["--part", "c", "d"], workspace(folder),
+                   "python exercise2_explore.py --part c d")  # fmt: skip
+        keep_exercise2(Path(folder), ("forward_diffusion_demo", "noise_schedule_comparison"), [])
+
+
 def make_exercise2() -> None:
     """Exercise 2 as a reader runs it: five parts, their figures, their measurements, the morph."""
     with tempfile.TemporaryDirectory() as folder:
         run = run_script("exercise2_explore.py", [], workspace(folder),
                          "python exercise2_explore.py")  # fmt: skip
-        for name in ("exercise2_sampling_comparison", "reverse_diffusion_demo",
-                     "forward_diffusion_demo", "noise_schedule_comparison"):  # fmt: skip
-            made_from = [] if name.startswith(("forward", "noise")) else [WEIGHTS]
-            publish(Path(folder) / f"{name}.png", f"{name}.webp", made_from)
-        for measurements in Path(folder).glob("*.json"):
-            shutil.copy(measurements, REFERENCE / measurements.name)
-        shutil.copy(Path(folder) / "ddpm_fabric_morph.mp4", IMAGES / "ddpm_fabric_morph.mp4")
-        note(IMAGES / "ddpm_fabric_morph.mp4", [WEIGHTS])
-        with Image.open(Path(folder) / "ddpm_fabric_morph.gif") as film:
-            film.seek(0)
-            publish(film.convert("RGB"), "ddpm_fabric_morph_still.webp", [WEIGHTS])
+        keep_exercise2(Path(folder), ("forward_diffusion_demo", "noise_schedule_comparison"), [])
+        keep_exercise2(
+            Path(folder), ("exercise2_sampling_comparison", "reverse_diffusion_demo"), [WEIGHTS]
+        )
+        shutil.copy(Path(folder) / "ddpm_fabric_morph.json", REFERENCE)
+        keep_film(Path(folder) / "ddpm_fabric_morph.mp4")
     keep_transcript("exercise2", run)
+
+
+def keep_exercise2(folder: Path, names: tuple[str, ...], made_from: list[Path]) -> None:
+    """Keep figures of exercise 2 and the measurements beside them."""
+    for name in names:
+        publish(folder / f"{name}.png", f"{name}.webp", made_from, quality=60)
+        shutil.copy(folder / f"{name}.json", REFERENCE)
+
+
+def keep_film(film: Path) -> None:
+    """Keep the morph, small enough for a page, and its first frame."""
+    import imageio.v2 as imageio
+
+    frames = imageio.mimread(film, memtest=False)
+    with tempfile.TemporaryDirectory() as folder:
+        for quality in (7, 6, 5, 4, 3, 2):
+            small = Path(folder) / "film.mp4"
+            imageio.mimwrite(small, frames, fps=1000 / 60, codec="libx264", quality=quality,
+                             pixelformat="yuv420p", macro_block_size=2)  # fmt: skip
+            if small.stat().st_size <= FILM_BYTES:
+                break
+        shutil.copy(small, IMAGES / "ddpm_fabric_morph.mp4")
+    note(IMAGES / "ddpm_fabric_morph.mp4", [WEIGHTS])
+    publish(Image.fromarray(frames[0]), "ddpm_fabric_morph_still.webp", [WEIGHTS])
 
 
 def make_training() -> None:
@@ -602,6 +630,7 @@ PARTS = {
     "exercise1": make_exercise1,
     "reverse": make_reverse,
     "sweep": make_sweep,
+    "schedules": make_schedules,
     "exercise2": make_exercise2,
     "training": make_training,
     "comparison": make_comparison,

@@ -1,6 +1,7 @@
 """The lesson: it builds, its numbers are those of the files, its links lead on, its code runs."""
 
 import csv
+import functools
 import json
 import re
 import shlex
@@ -227,6 +228,11 @@ def load_script_from(path):
 # ---- The pages as files --------------------------------------------------------------------------
 
 
+@functools.cache
+def read_page(path):
+    return Page(path)
+
+
 class Page(HTMLParser):
     """Links, anchors, pictures and measured numbers of a page."""
 
@@ -262,7 +268,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="session")
 def pages(site):
-    return {name: Page(site / f"{name}.html") for name in PAGES}
+    return {name: read_page(site / f"{name}.html") for name in PAGES}
 
 
 def from_file(source, key):
@@ -318,7 +324,7 @@ def test_links_inside_resolve(site, pages):
             target = (site / unquote(parts.path)) if parts.path else site / f"{name}.html"
             assert target.exists(), f"{name}: {link}"
             if parts.fragment and target.suffix == ".html":
-                assert unquote(parts.fragment) in Page(target).anchors, f"{name}: {link}"
+                assert unquote(parts.fragment) in read_page(target).anchors, f"{name}: {link}"
 
 
 def test_nothing_is_loaded_from_elsewhere(site, pages):
@@ -495,10 +501,11 @@ def test_commands_on_the_page_run(clone, tmp_path):
             continue
         if "edit" in block.classes:
             script = block.classes[block.classes.index("edit") + 1]
-            constant = block.text.split(" = ")[0]
-            pattern = rf"^{constant} = .*(?:\n .*|\n\).*)*$"
-            edited, count = re.subn(pattern, block.text.strip(), originals[script], flags=re.M)
-            assert count == 1, f"{script} has no constant {constant}"
+            edited = originals[script]
+            for line in block.text.splitlines():
+                constant = line.split(" = ")[0]
+                edited, count = re.subn(rf"^{constant} = .*$", line, edited, flags=re.M)
+                assert count == 1, f"{script} has no constant {constant}"
             (place / script).write_text(edited)
             if script == "exercise1_generate.py":
                 run_command(f"python {script}", place)
