@@ -12,7 +12,9 @@ which files each figure was made, so that the build refuses one that is out of d
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
+import io
 import json
 import math
 import os
@@ -484,32 +486,129 @@ def keep_film(film: Path) -> None:
     publish(Image.fromarray(frames[0]), "ddpm_fabric_morph_still.webp", [WEIGHTS])
 
 
-def make_training() -> None:
-    """What the reference run left: its curve, and its samples as time went on."""
-    publish(REFERENCE / "loss_curve.png", "loss_curve.webp", [REFERENCE / "losses.csv"], quality=90)
-    found = {int(path.stem.split("-")[1]): path for path in REFERENCE.glob("sample-*.png")}
+def stages() -> list[dict]:
+    """Find the runs that led to the shipped weights, in their order.
+
+    A run is a folder with run.json, losses.csv and sample-STEP.png: training_results/reference/
+    itself, or folders in it where one run went on from another's weights.
+    """
+    found = []
+    for path in sorted(REFERENCE.rglob("run.json")):
+        run, training = read_json(path), read_json(path)["training"]
+        found.append({
+            "name": "" if path.parent == REFERENCE else path.parent.name,
+            "image_size": run["process"]["image_size"], "steps": training["steps_done"],
+            "batch": training["effective_batch"], "seconds": training["seconds"],
+            "passes": training["steps_done"] * training["effective_batch"] / run["data"]["images"],
+            "learning_rate": training["lr"],
+            "last_learning_rate": training["lr_final"] or training["lr"],
+            "precision": training["precision"], "hardware": training["hardware"],
+            "weighting": "min-SNR" if training.get("min_snr") else "none",
+            "first": not training.get("initial_weights"),
+        })  # fmt: skip
     if not found:
+        raise SystemExit("Error: training_results/reference/ holds no run.json.")
+    return sorted(found, key=lambda stage: (not stage["first"], stage["image_size"]))
+
+
+def read_losses(stage: dict) -> dict[str, list[tuple[int, float]]]:
+    """Read the columns of a run's losses.csv: {column: [(step, value), ...]}."""
+    columns: dict[str, list[tuple[int, float]]] = {}
+    with (REFERENCE / stage["name"] / "losses.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value and name != "step":
+                    columns.setdefault(name, []).append((int(row["step"]), float(value)))
+    return columns
+
+
+def make_training() -> None:
+    """What the reference run left: its settings, its curve, its samples as time went on."""
+    runs = stages()
+    logs = [read_losses(stage) for stage in runs]
+    write_json(REFERENCE / "training.json", {
+        "stages": runs,
+        "steps": sum(stage["steps"] for stage in runs),
+        "hours": sum(stage["seconds"] for stage in runs) / 3600,
+        "passes": sum(stage["passes"] for stage in runs),
+        "hardware": runs[-1]["hardware"],
+        "first_loss": {"step": logs[0]["loss"][0][0], "loss": logs[0]["loss"][0][1]},
+        "fixed": [
+            {"stage": number, "step": step, "train": train, "heldout": heldout}
+            for number, log in enumerate(logs, 1)
+            for (step, train), (_, heldout) in zip(
+                log["train_fixed"], log["heldout_fixed"], strict=True)
+        ],
+        "bins": [
+            {"bin": f"{100 * i} to {100 * i + 99}", "train": logs[-1][f"train_bin{i}"][-1][1],
+             "heldout": logs[-1][f"heldout_bin{i}"][-1][1]}
+            for i in range(10)
+        ],
+    })  # fmt: skip
+    sources = [REFERENCE / stage["name"] / "losses.csv" for stage in runs]
+    publish(plot_losses(runs, logs), "loss_curve.webp", sources, quality=90)
+    grids = {
+        (number, int(path.stem.split("-")[1])): path
+        for number, stage in enumerate(runs)
+        for path in (REFERENCE / stage["name"]).glob("sample-*.png")
+    }
+    if not grids:
         raise SystemExit("Error: training_results/reference/ holds no sample-STEP.png.")
-    publish(progression(found), "progression.webp", sorted(found.values()))
+    publish(progression(grids, runs), "progression.webp", sorted(grids.values()))
 
 
-def progression(found: dict[int, Path]) -> Image.Image:
-    """Set the sample grids of up to six steps side by side, each under its step."""
+def plot_losses(runs: list[dict], logs: list[dict]) -> Image.Image:
+    """Draw each run's losses, side by side on one scale."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(
+        1, len(runs), figsize=(7, 3.6), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, stage, log in zip(panels[0], runs, logs, strict=True):
+        weighted = " (min-SNR weighted)" if stage["weighting"] == "min-SNR" else ""
+        axes.plot(*zip(*log["loss"], strict=True), color="0.55", lw=0.9,
+                  label=f"training loss{weighted}")  # fmt: skip
+        for name, label, mark in (("train", "EMA, fixed training fabrics", "o"),
+                                  ("heldout", "EMA, held-out fabrics", "s")):  # fmt: skip
+            axes.plot(*zip(*log[f"{name}_fixed"], strict=True), f"{mark}-", ms=4, label=label)
+        axes.set(xlabel="step", yscale="log")
+        axes.set_title(
+            f"{stage['image_size']}x{stage['image_size']} pixels, batch {stage['batch']}"
+        )
+        axes.grid(alpha=0.3, which="both")
+    panels[0, 0].set_ylabel("mean squared error of the noise")
+    panels[0, 0].legend(frameon=False, fontsize=8)
+    return picture_of(figure)
+
+
+def picture_of(figure) -> Image.Image:
+    """Turn a matplotlib figure into a picture, 200 dots per inch."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=200, format="png")
+    return Image.open(buffer).convert("RGB")
+
+
+def progression(grids: dict[tuple[int, int], Path], runs: list[dict]) -> Image.Image:
+    """Set the sample grids of up to six moments side by side, each under its step."""
     from PIL import ImageDraw, ImageFont
 
-    steps = sorted(found)
-    if len(steps) > 6:  # spread evenly on a logarithmic scale, first and last included
-        marks = np.geomspace(steps[0], steps[-1], 6)
-        steps = sorted({min(steps, key=lambda step, m=mark: abs(step - m)) for mark in marks})
+    moments = sorted(grids)
+    if len(moments) > 6:  # spread evenly, first and last included
+        moments = [moments[round(i * (len(moments) - 1) / 5)] for i in range(6)]
     columns, cell, head = 3, 440, 40
-    rows = math.ceil(len(steps) / columns)
+    rows = math.ceil(len(moments) / columns)
     sheet = Image.new("RGB", (columns * (cell + 16) - 16, rows * (cell + head + 12)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(24)
-    for i, step in enumerate(steps):
+    for i, (number, step) in enumerate(moments):
         x, y = i % columns * (cell + 16), i // columns * (cell + head + 12)
-        grid = without_title(Image.open(found[step]).convert("RGB"))
+        grid = without_title(Image.open(grids[number, step]).convert("RGB"))
         sheet.paste(grid.resize((cell, cell), Image.Resampling.LANCZOS), (x, y + head))
-        draw.text((x + cell / 2, y + head / 2), f"step {step:,}", "black", font, anchor="mm")
+        size = f" at {runs[number]['image_size']}x{runs[number]['image_size']}"
+        label = f"step {step:,}" + (size if len(runs) > 1 else "")
+        draw.text((x + cell / 2, y + head / 2), label, "black", font, anchor="mm")
     return sheet
 
 
@@ -581,10 +680,7 @@ def plot_curve(curve: list[dict]) -> Image.Image:
     axes.set(xlabel="step", ylabel="mean squared error", yscale="log")
     axes.set_title("Loss of the network from scratch, means of 25 steps")
     axes.grid(alpha=0.3, which="both")
-    figure.savefig(buffer := tempfile.SpooledTemporaryFile(), dpi=200, format="png")  # noqa: SIM115
-    plt.close(figure)
-    buffer.seek(0)
-    return Image.open(buffer).convert("RGB")
+    return picture_of(figure)
 
 
 def make_notebook() -> None:
