@@ -34,6 +34,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 REFERENCE = ROOT / "training_results" / "reference"
+QUICK = REFERENCE / "quick"  # what exercise 3 leaves after --train --quick
 MANIFEST = IMAGES / "figures.json"
 WEIGHTS = ROOT / "models" / "ddpm_african_fabrics.pt"
 DATA = ROOT / "african_fabric_processed"
@@ -493,7 +494,7 @@ def stages() -> list[dict]:
     itself, or folders in it where one run went on from another's weights.
     """
     found = []
-    for path in sorted(REFERENCE.rglob("run.json")):
+    for path in sorted(set(REFERENCE.rglob("run.json")) - {QUICK / "run.json"}):
         run, training = read_json(path), read_json(path)["training"]
         found.append({
             "name": "" if path.parent == REFERENCE else path.parent.name,
@@ -548,7 +549,7 @@ def make_training() -> None:
     sources = [REFERENCE / stage["name"] / "losses.csv" for stage in runs]
     publish(plot_losses(runs, logs), "loss_curve.webp", sources, quality=90)
     grids = {
-        (number, int(path.stem.split("-")[1])): path
+        (number, step_of(path)): path
         for number, stage in enumerate(runs)
         for path in (REFERENCE / stage["name"]).glob("sample-*.png")
     }
@@ -615,6 +616,26 @@ def progression(grids: dict[tuple[int, int], Path], runs: list[dict]) -> Image.I
 def without_title(grid: Image.Image) -> Image.Image:
     """Cut the title line off a grid of save_grid."""
     return grid.crop((0, 44, grid.width, grid.height))
+
+
+def make_quick() -> None:
+    """The last samples of exercise 3's short run, which is done now unless its record is there."""
+    if not (QUICK / "run.json").is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            run_script("exercise3_train.py", ["--train", "--quick"], workspace(folder),
+                       "python exercise3_train.py --train --quick")  # fmt: skip
+            QUICK.mkdir(parents=True, exist_ok=True)
+            made = Path(folder) / "training_results" / "quick"
+            last = max(made.glob("sample-*.png"), key=step_of)
+            for path in (made / "run.json", made / "losses.csv", last):
+                shutil.copy(path, QUICK)
+    last = max(QUICK.glob("sample-*.png"), key=step_of)
+    publish(last, "quick.webp", [last])
+
+
+def step_of(path: Path) -> int:
+    """Read the step in the name sample-STEP.png."""
+    return int(path.stem.split("-")[1])
 
 
 def make_comparison() -> None:
@@ -729,6 +750,7 @@ PARTS = {
     "schedules": make_schedules,
     "exercise2": make_exercise2,
     "training": make_training,
+    "quick": make_quick,
     "comparison": make_comparison,
     "neighbours": make_neighbours,
     "from_scratch": make_from_scratch,
