@@ -73,6 +73,7 @@ WEIGHTS = "models/ddpm_african_fabrics.pt"
 DATA = "african_fabric_processed"
 BATCH_SIZE = {"cpu": 4, "mps": 16, "cuda": 64}  # images the network sees at once
 COLORS = {"sigmoid": "#c2410c", "cosine": "#0f766e", "linear": "#4338ca"}  # of the schedules
+LINES = {"sigmoid": "-", "cosine": "--", "linear": "-"}
 SAMPLER_COLORS = {"ddim": "#4338ca", "dpmpp": "#c2410c"}
 STYLE = {  # of every figure: 7 inches are 700 points on the page, so that text stays readable
     "font.size": 9,
@@ -171,6 +172,7 @@ try:
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     from denoising_diffusion_pytorch import denoising_diffusion_pytorch as library
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
     from PIL import Image, ImageDraw, ImageFont, ImageOps
     from tqdm.auto import tqdm
 except (ImportError, RuntimeError, OSError, KeyboardInterrupt) as import_error:
@@ -674,8 +676,10 @@ def distance(images, others):
 
 
 def number(value):
-    """Write a number with three digits that count: 0.0123, 4.56, 789."""
-    return f"{value:.3g}" if 1e-3 <= value < 1000 else f"{value:.0e}".replace("e-0", "e-")
+    """Write a number with the digits that count: 3e-7, 0.0123, 4.56, 3,333."""
+    if value < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:.4f}" if value < 1 else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def show(axes, image, caption="", title=""):
@@ -717,7 +721,7 @@ def save_numbers(lab, path, numbers):
 
 def save_gif(pictures, path, milliseconds):
     """Write pictures as an animation that repeats; each gets 256 colours of its own."""
-    frames = [picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    frames = [picture.convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE)
               for picture in pictures]  # fmt: skip
     if isinstance(milliseconds, int):
         milliseconds = [milliseconds] * len(frames)
@@ -783,7 +787,8 @@ def plot_sweep(rows):
         for j, row in enumerate(results):
             axes = figure.add_subplot(grid[i, j])
             title = f"{names[sampler]}\n" if j == 0 else "\n"
-            caption = f"{row['seconds']:.1f} s\ndistance {row['distance']:.3f}"
+            apart = f"distance {row['distance']:.3f}" if row["distance"] else "the reference"
+            caption = f"{row['seconds']:.1f} s\n{apart}"
             show(axes, mosaic(row["images"]), caption, f"{title}{row['steps']} steps")
     axes = figure.add_subplot(grid[2, :])
     for sampler, results in rows.items():
@@ -793,6 +798,8 @@ def plot_sweep(rows):
     axes.set(xlabel="network evaluations", ylabel="distance")
     axes.set_title("Distance to the DDIM result of all steps (pixels from 0 to 1)")
     steps = sorted({row["steps"] for results in rows.values() for row in results})
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xticks(steps, [str(step) for step in steps])
     axes.minorticks_off()
     axes.legend()
@@ -829,14 +836,14 @@ def record_reverse(lab):
 
 def plot_reverse(frames):
     """Draw x_t in the first row and what the network takes for x_0 in the second."""
-    figure = Figure((FIGURE_WIDTH, 0.9 + 2 * FIGURE_WIDTH / len(frames)), layout="constrained")
+    figure = Figure((FIGURE_WIDTH, 0.6 + 2 * FIGURE_WIDTH / len(frames)), layout="constrained")
     figure.suptitle("Out of noise: the guess comes first, the details last", x=0.01, ha="left")
     axes = figure.subplots(2, len(frames), squeeze=False)
     for column, (t, x_t, x_0) in enumerate(frames):
         show(axes[0, column], pixels(x_t), title=f"t = {t}")
         show(axes[1, column], pixels(x_0))
-    axes[0, 0].set_ylabel("x_t")
-    axes[1, 0].set_ylabel("predicted x_0")
+    axes[0, 0].set_ylabel("$x_t$")
+    axes[1, 0].set_ylabel("predicted $x_0$")
     return figure
 
 
@@ -884,7 +891,7 @@ def snr(process, t):
 def plot_forward(process, fabric, noise):
     """Draw a fabric at FORWARD_TIMESTEPS, with alpha-bar and SNR below."""
     count = len(FORWARD_TIMESTEPS)
-    figure = Figure((FIGURE_WIDTH, 1.2 + FIGURE_WIDTH / count), layout="constrained")
+    figure = Figure((FIGURE_WIDTH, 0.85 + FIGURE_WIDTH / count), layout="constrained")
     figure.suptitle("A fabric sinks into noise", x=0.01, ha="left")
     for axes, t in zip(figure.subplots(1, count, squeeze=False)[0], FORWARD_TIMESTEPS, strict=True):
         alpha_bar = process.alphas_cumprod[t].item()
@@ -926,7 +933,7 @@ def plot_schedules(processes, fabric, noise):
     above, below = figure.subfigures(2, 1, height_ratios=(2.4, 0.5 + 3 * FIGURE_WIDTH / count))
     curves = above.subplots(1, 3)
     for name, process in processes.items():
-        style = {"color": COLORS[name], "label": f"{name} (ours)" if name == SCHEDULE else name}
+        style = {"color": COLORS[name], "label": name, "linestyle": LINES[name]}
         alpha_bar = process.alphas_cumprod.double()
         curves[0].plot(alpha_bar, **style)
         curves[1].semilogy(process.betas, **style)
@@ -934,13 +941,13 @@ def plot_schedules(processes, fabric, noise):
     for axes, title in zip(curves, ("alpha-bar: signal left", "beta: noise added", "log SNR"),
                            strict=True):  # fmt: skip
         axes.set(title=title, xlabel="t", xticks=(0, 500, 1000))
-    curves[0].legend(loc="lower left")
+    above.legend(*curves[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
     tiles = below.subplots(len(processes), count, squeeze=False)
-    for row, (name, process) in zip(tiles, processes.items(), strict=True):
-        for axes, t in zip(row, FORWARD_TIMESTEPS, strict=True):
-            title = f"t = {t}" if row is tiles[0] else ""
+    for i, (name, process) in enumerate(processes.items()):
+        for axes, t in zip(tiles[i], FORWARD_TIMESTEPS, strict=True):
+            title = f"t = {t}" if i == 0 else ""
             show(axes, pixels(add_noise(process, fabric, t, noise)), title=title)
-        row[0].set_ylabel(name, color=COLORS[name])
+        tiles[i, 0].set_ylabel(name, color=COLORS[name])
     return figure
 
 
@@ -982,11 +989,10 @@ def draw_places(lab, places, bar):
         slerp(anchors[int(place)], anchors[(int(place) + 1) % len(anchors)], place % 1)
         for place in places
     ])  # fmt: skip
-    batches = x_T.split(BATCH_SIZE[lab.device.type])
     images = []
-    for batch in batches:
-        share = len(batch) / MORPH_STEPS
-        images += lab.draw("dpmpp", batch, MORPH_STEPS, lambda *_: bar.update(share))  # noqa: B023
+    for batch in x_T.split(BATCH_SIZE[lab.device.type]):
+        drawn = len(batch)
+        images += lab.draw("dpmpp", batch, MORPH_STEPS, lambda *_: bar.update(drawn))  # noqa: B023
     return images
 
 
@@ -1003,8 +1009,7 @@ def draw_loop(lab):
     """
     first, most = MORPH_FRAMES
     places = [MORPH_FABRICS * i / first for i in range(first)]
-    with tqdm(total=first, unit="frame", desc="e", bar_format="{desc}: {percentage:3.0f}%|{bar}| "
-              "{n:.0f}/{total} frames [{elapsed}<{remaining}]") as bar:  # fmt: skip
+    with tqdm(total=first * MORPH_STEPS, unit="evaluation", desc="e") as bar:
         frames = dict(zip(places, draw_places(lab, places, bar), strict=True))
         while len(frames) < most:
             places = sorted(frames)
@@ -1014,7 +1019,7 @@ def draw_loop(lab):
             if not wide:
                 break
             middles = [(start + end) / 2 for _, start, end in wide[: most - len(frames)]]
-            bar.total += len(middles)
+            bar.total += len(middles) * MORPH_STEPS
             frames |= zip(middles, draw_places(lab, middles, bar), strict=True)
     return [frames[place] for place in sorted(frames)]
 
