@@ -1053,6 +1053,8 @@ DEFINITIONS = {
     "kernel + chance; depends on `per_side`, so compare ratios of equal `per_side` only",
     "interval_95": "from the spread between random splits, by the delete-d jackknife; rather too "
     "wide than too narrow where a distance is near its floor",
+    "bootstrap_95": "central 95 % of the figure when images are drawn anew, with replacement",
+    "wilson_95": "Wilson interval of a share, which has a width at 0 hits too",
     "share": "maximum-likelihood share, corrected by the classifier's confusion matrix on held-out "
     "images it was not trained on; fair_share is the share among the training images",
     "unclear_share": "images of which the classifier is less sure than of 95 % of the held-out",
@@ -1207,7 +1209,7 @@ def draw_pairs(axis, samples: Fabrics, train: Fabrics, found: Neighbours, chosen
 
 def save_figure(path: Path, samples: Fabrics, train: Fabrics, found: Neighbours, rng) -> None:
     """Draw samples above their nearest training images: the most alike, then a random choice."""
-    figure = Figure(figsize=(11, 14.5))
+    figure = Figure(figsize=(11, 13.4))
     groups = {
         "The samples most like one training image": torch.argsort(found.ratio, stable=True),
         "Samples picked at random": rng.permutation(len(samples)),
