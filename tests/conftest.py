@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,11 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# A shell starts what runs in its background deaf to Ctrl-C, and children inherit that; the tests
+# that press Ctrl-C must not depend on how they were started.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Two threads of many test processes on two cores only get into each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

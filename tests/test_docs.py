@@ -515,7 +515,7 @@ def test_commands_on_the_page_run(clone, tmp_path):
                 ran += 1
             for script, text in originals.items():
                 (place / script).write_text(text)
-    assert ran >= 12
+    assert ran >= 10  # otherwise the page is not read any more
 
 
 def run_command(command, place):

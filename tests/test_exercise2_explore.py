@@ -395,7 +395,7 @@ def test_ctrl_c(cli, tmp_path, part):
     unet = Unet(dim=8, dim_mults=(1, 2))
     torch.save(unet.state_dict(), tmp_path / "tiny.pt")
     run = cli.start("--part", part, "--weights", "tiny.pt", cwd=tmp_path)
-    run.wait_until(lambda: f"\r{part}:   1%" in run.output("stderr"))
+    run.wait_until(lambda: f"{part}:   1%" in run.output("stderr"))
     run.send(signal.SIGINT)
     done = run.finish()
     assert done.code == 130

@@ -94,7 +94,8 @@ def test_x_0_equals_the_library_for_every_objective(trained, x_T, objective):
         with torch.inference_mode():
             expected = diffusion.model_predictions(x_T, times, clip_x_start=True).pred_x_start
             x_0 = exercise1.predict_x_0(diffusion, x_T, t)
-        assert (x_0 - expected).abs().max() < 1e-4
+        # At t = 999 both divide by alpha_t = 0.0005, and their rounding grows with it.
+        assert (x_0 - expected).abs().max() < (1e-3 if t == 999 else 1e-4)
 
 
 # ---- Convergence, where the answer is known ------------------------------------------------------
