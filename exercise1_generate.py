@@ -627,6 +627,7 @@ def claim_folder(folder, settings):
             "made: name another folder with --samples-dir."
         )
     if found is not None and found != settings:
+        found = found if isinstance(found, dict) else {}
         numbers = itertools.count(1)
         kept = next(p for n in numbers if not (p := Path(f"{folder}.{n}")).exists())
         folder.rename(kept)
