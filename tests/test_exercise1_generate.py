@@ -253,9 +253,10 @@ def test_other_settings_get_the_folder_and_nothing_is_lost(draw, weights, tmp_pa
 def test_a_damaged_record_counts_as_another_setting(draw, tmp_path):
     draw()
     record = tmp_path / "generated_samples" / "generation.json"
-    record.write_text(record.read_text()[:20])
-    draw()
-    assert len(fabrics(tmp_path / "generated_samples.1")) == 5
+    for number, text in enumerate((record.read_text()[:20], "[]"), 1):
+        record.write_text(text)
+        draw()
+        assert len(fabrics(tmp_path / f"generated_samples.{number}")) == 5
     assert json.loads(record.read_text())["seed"] == 42
 
 
