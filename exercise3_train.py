@@ -105,8 +105,8 @@ CSV_COLUMNS = [
     *(f"heldout_bin{i}" for i in range(BINS)),
 ]
 
-# Compiling pays only in long runs. Seconds it takes and the share of the time that it saves are
-# rough figures from tests/benchmarks/bench_training.py; `--compile auto` compares the two.
+# Compiling pays only in long runs. The seconds it takes and the share of the time that it saves are
+# estimates, not yet measured by tests/benchmarks/bench_training.py; `--compile auto` compares them.
 COMPILE_SECONDS = {"cpu": 300, "cuda": 120}
 COMPILE_GAIN = 0.15
 
