@@ -492,7 +492,7 @@ def stages() -> list[dict]:
     """Find the runs that led to the shipped weights, in their order.
 
     A run is a folder with run.json, losses.csv and sample-STEP.png: training_results/reference/
-    itself, or folders in it where one run went on from another's weights.
+    itself, or folders in it, stage1_... and so on, where one run went on from another's weights.
     """
     found = []
     for path in sorted(set(REFERENCE.rglob("run.json")) - {QUICK / "run.json"}):
@@ -506,11 +506,10 @@ def stages() -> list[dict]:
             "last_learning_rate": training["lr_final"] or training["lr"],
             "precision": training["precision"], "hardware": training["hardware"],
             "weighting": "min-SNR" if training.get("min_snr") else "none",
-            "first": not training.get("initial_weights"),
         })  # fmt: skip
     if not found:
         raise SystemExit("Error: training_results/reference/ holds no run.json.")
-    return sorted(found, key=lambda stage: (not stage["first"], stage["image_size"]))
+    return sorted(found, key=lambda stage: stage["name"])
 
 
 def read_losses(stage: dict) -> dict[str, list[tuple[int, float]]]:

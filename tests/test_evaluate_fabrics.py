@@ -498,7 +498,8 @@ def folders(tmp_path_factory, quick):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """Work in an empty folder."""
+    """Work in an empty folder, with a classifier that learns next to nothing, but at once."""
+    monkeypatch.setattr(evaluation, "CLASSIFIER_STEPS", 10)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -1,7 +1,9 @@
 """exercise2_explore.py: each part's figure, numbers and film, with a small network."""
 
 import ast
+import contextlib
 import importlib.util
+import io
 import json
 import math
 import re
@@ -9,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import imageio.v2 as imageio
 import numpy as np
@@ -80,20 +83,32 @@ def edited(folder, **constants):
     return module
 
 
-@pytest.fixture
-def explore(weights, data, tmp_path, capsys):
-    """explore("a", RANDOM_SEED="7") runs parts of an edited copy; returns (numbers, output)."""
-
-    def run(parts, *options, code=0, **constants):
-        module = edited(tmp_path, **constants)
+def run_parts(place, weights, data, parts, *options, code=0, **constants):
+    """Run parts of an edited copy; returns (folder of the results, what was printed)."""
+    module, out, err = edited(place, **constants), io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         done = module.main(["--part", *parts, "--weights", str(weights), "--data", str(data),
-                            "--device", "cpu", "--output-dir", str(tmp_path / "out"),
+                            "--device", "cpu", "--output-dir", str(place / "out"),
                             *map(str, options)])  # fmt: skip
-        said = capsys.readouterr()
-        assert done == code, said.err
-        return (tmp_path / "out"), said
+    said = SimpleNamespace(out=out.getvalue(), err=err.getvalue())
+    assert done == code, said.err
+    return place / "out", said
+
+
+@pytest.fixture
+def explore(weights, data, tmp_path):
+    """explore("a", RANDOM_SEED="7") runs parts with other constants."""
+
+    def run(parts, *options, **more):
+        return run_parts(tmp_path, weights, data, parts, *options, **more)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def everything(weights, data, tmp_path_factory):
+    """All five parts, run once: what they leave is looked at by several tests."""
+    return run_parts(tmp_path_factory.mktemp("everything"), weights, data, "abcde")
 
 
 def numbers(folder, name):
@@ -119,9 +134,9 @@ def rms(one, other):
 # ---- a -------------------------------------------------------------------------------------------
 
 
-def test_a_measures_one_pattern_at_all_step_counts(explore, weights):
+def test_a_measures_one_pattern_at_all_step_counts(everything, weights):
     """Every distance again, from exercise 1's samplers and one x_T."""
-    folder, said = explore("a")
+    folder, said = everything
     with Image.open(folder / "exercise2_sampling_comparison.png") as figure:
         assert figure.width == 1400
     assert "Part a: wrote" in said.out
@@ -217,8 +232,8 @@ def alpha_bars(schedule, steps=1000):
     return np.cumprod(1 - betas)
 
 
-def test_c_alpha_bar_and_snr(explore, data):
-    folder, _ = explore("c", "--weights", "none.pt")  # needs no network
+def test_c_alpha_bar_and_snr(everything, data):
+    folder, _ = everything
     found = numbers(folder, "forward_diffusion_demo")
     expected = alpha_bars("sigmoid")
     assert [row["t"] for row in found["captured"]] == [0, 100, 250, 500, 750, 999]
@@ -247,7 +262,7 @@ def test_c_adds_noise_as_the_closed_form_says(tmp_path):
 
 
 def test_d_three_schedules(explore):
-    folder, _ = explore("d", "--weights", "none.pt")
+    folder, _ = explore("d", "--weights", "none.pt")  # needs no network
     found = numbers(folder, "noise_schedule_comparison")
     for schedule in ("linear", "cosine", "sigmoid"):
         expected = alpha_bars(schedule)
@@ -301,8 +316,8 @@ def test_slerp_stays_on_the_sphere(tmp_path):
     assert ((start + end) / 2).norm() < 0.75 * between.norm(), "a straight line would do as well"
 
 
-def test_e_is_smooth_and_has_no_seam(explore):
-    folder, said = explore("e")
+def test_e_is_smooth_and_has_no_seam(everything):
+    folder, said = everything
     found = numbers(folder, "ddpm_fabric_morph")
     frames, _ = film(folder / "ddpm_fabric_morph.gif")
     assert len(frames) == found["frames"]
@@ -350,8 +365,8 @@ def cli(serve):
     return serve("exercise2_explore")
 
 
-def test_every_part_writes_its_files(explore):
-    folder, said = explore("abcde")
+def test_every_part_writes_its_files(everything):
+    folder, said = everything
     assert {path.name for path in folder.iterdir()} == {
         "exercise2_sampling_comparison.png", "exercise2_sampling_comparison.json",
         "reverse_diffusion_demo.png", "reverse_diffusion_demo.gif", "reverse_diffusion_demo.json",
