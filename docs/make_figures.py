@@ -355,20 +355,23 @@ def make_forward() -> None:
 
 
 def load_network():
-    """Load the shipped weights as exercise 1 does."""
-    from exercise1_generate import load_weights
+    """Load the shipped weights as exercise 1 does; returns them and the precision to use."""
+    from exercise1_generate import load_weights, pick_precision, prepare_network
 
     if not WEIGHTS.is_file():
         raise SystemExit(f"Error: {WEIGHTS.relative_to(ROOT)} is missing: train it first.")
     diffusion, _ = load_weights(WEIGHTS)
-    return diffusion.to(memory_format=torch.channels_last)
+    device = torch.device("cpu")
+    precision = pick_precision("auto", device)
+    prepare_network(diffusion, device, precision, compiled=False)
+    return diffusion, precision
 
 
 def make_reverse() -> None:
     """The reverse slider: x_t above the predicted x_0, by DDIM from three noises."""
     from exercise1_generate import sample_ddim, starting_noise
 
-    diffusion = load_network()
+    diffusion, precision = load_network()
     x_T, _ = starting_noise(range(SWEEP_SEED, SWEEP_SEED + SLIDER_FABRICS), (3, 64, 64))
     frames, facts = [], []
 
@@ -380,7 +383,7 @@ def make_reverse() -> None:
         seen.append(t)
 
     seen: list[int] = []
-    sample_ddim(diffusion, x_T, REVERSE_STEPS, callback=keep)
+    sample_ddim(diffusion, x_T, REVERSE_STEPS, callback=keep, precision=precision)
     write_json(REFERENCE / "slider_reverse.json", {"steps": REVERSE_STEPS, "frames": facts})
     publish_strip("reverse", frames, [REFERENCE / "slider_reverse.json", WEIGHTS], quality=72)
 
@@ -389,12 +392,12 @@ def make_sweep() -> None:
     """The sweep slider: DDIM above DPM-Solver++ above the 1000-step result, from one x_T."""
     from exercise1_generate import sample_ddim, sample_dpmpp, starting_noise
 
-    diffusion = load_network()
+    diffusion, precision = load_network()
     x_T, _ = starting_noise(range(SWEEP_SEED, SWEEP_SEED + SWEEP_FABRICS), (3, 64, 64))
 
     def timed(sampler, steps):
         started = time.perf_counter()
-        images = sampler(diffusion, x_T, steps)
+        images = sampler(diffusion, x_T, steps, precision=precision)
         print(f"  {sampler.__name__}, {steps} steps: {time.perf_counter() - started:.0f} s")
         return images, (time.perf_counter() - started) / len(x_T)
 
@@ -505,7 +508,10 @@ def stages() -> list[dict]:
             "learning_rate": training["lr"],
             "last_learning_rate": training["lr_final"] or training["lr"],
             "precision": training["precision"], "hardware": training["hardware"],
-            "weighting": "min-SNR" if training.get("min_snr") else "none",
+            "weighting": ", ".join(
+                name for key, name in (("min_snr", "min-SNR"), ("snr_plus_one", "1 + 1/SNR"))
+                if training.get(key)
+            ) or "none",
         })  # fmt: skip
     if not found:
         raise SystemExit("Error: training_results/reference/ holds no run.json.")
@@ -569,7 +575,7 @@ def plot_losses(runs: list[dict], logs: list[dict]) -> Image.Image:
         1, len(runs), figsize=(7, 3.6), sharey=True, squeeze=False, layout="constrained"
     )
     for axes, stage, log in zip(panels[0], runs, logs, strict=True):
-        weighted = " (min-SNR weighted)" if stage["weighting"] == "min-SNR" else ""
+        weighted = " (weighted)" if stage["weighting"] != "none" else ""
         axes.plot(*zip(*log["loss"], strict=True), color="0.55", lw=0.9,
                   label=f"training loss{weighted}")  # fmt: skip
         for name, label, mark in (("train", "EMA, fixed training fabrics", "o"),
