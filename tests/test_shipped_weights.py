@@ -16,6 +16,10 @@ WEIGHTS = ROOT / "models" / "ddpm_african_fabrics.pt"
 # Mean squared error of the predicted noise on held-out fabrics, mean over t. An untrained network
 # has about 1, and so has the answer "no noise at all".
 ERROR_BOUND = 0.25
+SAMPLES = 64
+MEAN_BAND = 0.12  # of a channel's mean, on pixels from 0 to 1
+SPREAD_BAND = 1.35  # factor between the spreads of samples and fabrics, either way
+DISTANCE_BOUND = {"patches": 2.0, "convolutions": 2.0}  # of 64 samples, in units of the floor
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +33,31 @@ def loaded(exercise1):
 
 
 @pytest.fixture(scope="module")
-def heldout(tmp_path_factory):
-    """24 fabrics that no training run has seen, two of each tradition, in [-1, 1]."""
+def unseen(tmp_path_factory):
+    """240 fabrics that no training run has seen, the traditions in turn, in [0, 1]."""
     folder = tmp_path_factory.mktemp("heldout") / "fabrics"
     command = [sys.executable, str(ROOT / "prepare_fabrics.py"), "--split", "heldout"]
-    subprocess.run([*command, "--count", "24", "--output", str(folder)], check=True)
-    pictures = [np.asarray(Image.open(path)) for path in sorted(folder.glob("*/*.png"))]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    subprocess.run([*command, "--count", "240", "--output", str(folder)], check=True)
+    order = sorted(folder.glob("*/*.png"), key=lambda path: (path.stem, path.parent.name))
+    pictures = [np.asarray(Image.open(path)) for path in order]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+
+
+@pytest.fixture(scope="module")
+def heldout(unseen):
+    """24 of them, two of each tradition, in [-1, 1]."""
+    return unseen[:24] * 2 - 1
+
+
+@pytest.fixture(scope="module")
+def drawn(exercise1, loaded):
+    """64 fabrics that the weights draw, in [0, 1]."""
+    diffusion, _ = loaded
+    precision = exercise1.pick_precision("auto", torch.device("cpu"))
+    x_T, _ = exercise1.starting_noise(range(SAMPLES), (3, 64, 64))
+    parts = [exercise1.sample_dpmpp(diffusion, part, 8, precision=precision)
+             for part in x_T.to(memory_format=torch.channels_last).split(4)]  # fmt: skip
+    return torch.cat(parts)
 
 
 def test_the_card_names_this_file():
@@ -74,17 +96,46 @@ def test_it_predicts_the_noise_in_unseen_fabrics(loaded, heldout):
     assert (x_t - noise).square().mean() > ERROR_BOUND  # the bound is not for nothing
 
 
-def test_its_fabrics_have_the_colours_of_fabrics(exercise1, loaded, heldout):
-    """Mean brightness and contrast of four samples lie in the range of real ones."""
-    diffusion, _ = loaded
-    x_T, _ = exercise1.starting_noise(range(4), (3, 64, 64))
-    images = exercise1.sample_dpmpp(diffusion, x_T, 10)
-    real = (heldout + 1) / 2
-    contrast, means = real.std(dim=(1, 2, 3)), real.mean(dim=(1, 2, 3))
-    assert contrast.min() * 0.8 < images.std(dim=(1, 2, 3)).mean() < contrast.max()
-    assert means.min() < images.mean() < means.max()
-    assert images.min() >= 0
-    assert images.max() <= 1
+def test_its_fabrics_have_the_colours_of_fabrics(drawn, unseen):
+    """Means and spreads of the three channels, over 64 samples, against unseen fabrics."""
+    assert drawn.min() >= 0
+    assert drawn.max() <= 1
+    for channel in range(3):
+        ours, real = drawn[:, channel], unseen[:, channel]
+        assert abs(ours.mean() - real.mean()) < MEAN_BAND, channel
+        assert 1 / SPREAD_BAND < ours.std() / real.std() < SPREAD_BAND, channel
+        within = ours.std(dim=(1, 2)).mean() / real.std(dim=(1, 2)).mean()
+        assert 1 / SPREAD_BAND < within < SPREAD_BAND, f"contrast inside a fabric, {channel}"
+
+
+def distance(evaluation, images, unseen, space):
+    """Sliced Wasserstein distance of 64 images to unseen fabrics, by evaluate_fabrics.py."""
+    places = torch.rand(SAMPLES, 8, 2, generator=torch.Generator().manual_seed(0))
+    features = {
+        name: evaluation.patch_features(x, places)
+        if space == "patches" else evaluation.RandomConvolutions()(x)
+        for name, x in {"samples": images, "heldout": unseen}.items()
+    }  # fmt: skip
+    points = {name: own.flatten(0, 1) for name, own in evaluation.standardise(features).items()}
+    generator = torch.Generator().manual_seed(1)
+    directions = evaluation.random_directions(points["heldout"].shape[1], 128, generator)
+    return evaluation.sliced_wasserstein(points["samples"], points["heldout"], directions)
+
+
+@pytest.mark.parametrize("space", ["patches", "convolutions"])
+def test_its_fabrics_are_near_unseen_ones(drawn, unseen, space):
+    """64 samples against 64 unseen fabrics, in units of the distance between 64 and 64 of those.
+
+    That a bad file cannot pass is seen with three bad sets: noise, blurred fabrics, flat colours.
+    """
+    evaluation = load_script("evaluate_fabrics")
+    reference, others = unseen[:SAMPLES], unseen[SAMPLES : 2 * SAMPLES]
+    floor = distance(evaluation, others, reference, space)
+    assert distance(evaluation, drawn, reference, space) < DISTANCE_BOUND[space] * floor
+    blurred = torch.nn.functional.avg_pool2d(others, 9, 1, 4, count_include_pad=False)
+    flat = others.mean(dim=(2, 3), keepdim=True).expand_as(others)
+    for bad in (torch.rand_like(others), blurred, flat):
+        assert distance(evaluation, bad, reference, space) > DISTANCE_BOUND[space] * floor
 
 
 def test_readmes_snippet_runs_as_it_stands(tmp_path, monkeypatch):
