@@ -565,29 +565,34 @@ def make_training() -> None:
 
 
 def plot_losses(runs: list[dict], logs: list[dict]) -> Image.Image:
-    """Draw each run's losses, side by side on one scale."""
+    """Draw the losses of all stages one after the other, with a line where the next one begins."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(
-        1, len(runs), figsize=(7, 3.6), sharey=True, squeeze=False, layout="constrained"
-    )
-    for axes, stage, log in zip(panels[0], runs, logs, strict=True):
-        weighted = " (weighted)" if stage["weighting"] != "none" else ""
-        axes.plot(*zip(*log["loss"], strict=True), color="0.55", lw=0.9,
-                  label=f"training loss{weighted}")  # fmt: skip
-        for name, label, mark in (("train", "EMA, fixed training fabrics", "o"),
-                                  ("heldout", "EMA, held-out fabrics", "s")):  # fmt: skip
-            axes.plot(*zip(*log[f"{name}_fixed"], strict=True), f"{mark}-", ms=4, label=label)
-        axes.set(xlabel="step", yscale="log")
-        axes.set_title(
-            f"{stage['image_size']}x{stage['image_size']} pixels, batch {stage['batch']}"
-        )
-        axes.grid(alpha=0.3, which="both")
-    panels[0, 0].set_ylabel("mean squared error of the noise")
-    panels[0, 0].legend(frameon=False, fontsize=8)
+    figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    before = 0
+    for number, (stage, log) in enumerate(zip(runs, logs, strict=True)):
+        for name, label, style in (
+            ("loss", "what the training minimises", {"color": "0.6", "lw": 0.9}),
+            ("train_fixed", "EMA, fixed training fabrics", {"color": "C0", "marker": "o", "ms": 4}),
+            ("heldout_fixed", "EMA, held-out fabrics", {"color": "C1", "marker": "s", "ms": 4}),
+        ):
+            steps, values = zip(*log[name], strict=True)
+            axes.plot([before + step for step in steps], values, **style,
+                      label=label if number == 0 else None)  # fmt: skip
+        if number:
+            axes.axvline(before, color="0.3", lw=0.8, ls=":")
+        size = f"{stage['image_size']}x{stage['image_size']}"
+        axes.annotate(size, (before, 1), (4, -4), textcoords="offset points", va="top",
+                      xycoords=("data", "axes fraction"), fontsize=8)  # fmt: skip
+        before += stage["steps"]
+    axes.set(xlabel="step, all stages", ylabel="mean squared error of the noise", yscale="log")
+    axes.minorticks_off()
+    axes.set_yticks([0.05, 0.1, 0.2, 0.5, 1], ["0.05", "0.1", "0.2", "0.5", "1"])
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.93))
     return picture_of(figure)
 
 
