@@ -29,6 +29,21 @@ os.environ["TQDM_MININTERVAL"] = (
 )
 
 
+# A file goes to one worker as a whole (its fixtures are made once), so the long ones come first:
+# otherwise one worker ends with the longest while the others are idle.
+LONGEST_FIRST = [
+    "test_docs", "test_never_lose_work", "test_shipped_weights", "test_exercise1_generate",
+    "test_evaluate_fabrics", "test_exercise3_train", "test_exercise2_explore",
+    "test_prepare_fabrics", "test_docs_browser",
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Sort by file, the long files first; the order inside a file stays."""
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 def load_script(name):
     """Import a top-level script as a module, without running it."""
     spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
