@@ -498,7 +498,8 @@ def verify(args: argparse.Namespace) -> None:
     print("Modes         " + ", ".join(f"{mode}: {n}" for mode, n in sorted(modes.items())))
     for label, number in sorted(folders.items()):
         print(f"  {label:<24}{number:>6}")
-    report_files("Ignored, not an image", [(path, "") for path in ignored])
+    foreign = [path for path in ignored if path != args.data / "manifest.json"]
+    report_files("Ignored, not an image", [(path, "") for path in foreign])
     report_files("Smaller than the network's images", tiny)
     report_files("BROKEN", broken)
 
