@@ -49,7 +49,7 @@ from pathlib import Path
 RANDOM_SEED = 42  # image i is drawn from the noise of RANDOM_SEED + i
 NUM_SAMPLES = 16  # images
 SAMPLING_STEPS = {"dpmpp": 20, "ddim": 250, "ddpm": 1000}  # network evaluations per image
-BATCH_SIZE = {"cpu": 4, "mps": 16, "cuda": 64}  # images the network sees at once
+BATCH_SIZE = {"cpu": 8, "mps": 16, "cuda": 64}  # images the network sees at once
 GRID_LIMIT = 64  # images in the grid; the folder holds all of them
 WEIGHTS = "models/ddpm_african_fabrics.pt"
 OUTPUT = "exercise1_output.png"
