@@ -19,55 +19,9 @@ DOCS = ROOT / "docs"
 REFERENCE = ROOT / "training_results" / "reference"
 PAGES = ["index", "under_the_hood", "making_it_fast"]
 
-# Files that only the trained weights and the benchmarks can give. While one of them is missing, the
-# tests of the whole page are skipped by its name; anything else that is missing is a failure.
-STILL_TO_COME = {
-    "docs/images/ddpm_fabric_morph.mp4",
-    "docs/images/ddpm_fabric_morph_still.webp",
-    "docs/images/exercise1_output.webp",
-    "docs/images/exercise2_sampling_comparison.webp",
-    "docs/images/from_scratch.webp",
-    "docs/images/from_scratch_loss.webp",
-    "docs/images/loss_curve.webp",
-    "docs/images/nearest_neighbours.webp",
-    "docs/images/progression.webp",
-    "docs/images/quick.webp",
-    "docs/images/reverse_diffusion_demo.webp",
-    "docs/images/slider_reverse.webp",
-    "docs/images/slider_sweep.webp",
-    "docs/images/training_vs_generated.webp",
-    "training_results/reference/bench_sampling.json",
-    "training_results/reference/bench_training.json",
-    "training_results/reference/evaluation.json",
-    "training_results/reference/exercise2_sampling_comparison.json",
-    "training_results/reference/from_scratch.json",
-    "training_results/reference/quick/run.json",
-    "training_results/reference/samplers.json",
-    "training_results/reference/slider_reverse.json",
-    "training_results/reference/slider_sweep.json",
-    "training_results/reference/training.json",
-    "training_results/reference/weights.json",
-}
-
 
 def page_source(name):
     return (DOCS / f"{name}.rst").read_text(encoding="utf-8")
-
-
-def missing_files():
-    """Files that the pages name and that are not there."""
-    wanted = set()
-    for name in PAGES:
-        text = page_source(name)
-        wanted |= {f"docs/{f}" for f in re.findall(r"images/[\w.]+", text)}
-        files = re.findall(r":measured:`(\S+)|measured-table:: (\S+)", text)
-        wanted |= {f"training_results/reference/{a or b}" for a, b in files}
-        sliders = re.findall(r"\.\. slider:: (\w+)", text)
-        wanted |= {f"training_results/reference/slider_{s}.json" for s in sliders}
-        wanted |= set(re.findall(r"<\.\./(\w+\.py)>", text))
-        if ".. transcript::" in text:
-            wanted.add("training_results/reference/transcripts.json")
-    return sorted(f for f in wanted if not (ROOT / f).exists())
 
 
 def build(source, output, *options):
@@ -79,9 +33,6 @@ def build(source, output, *options):
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
     """The built lesson."""
-    missing = missing_files()
-    if missing and set(missing) <= STILL_TO_COME:
-        pytest.skip(f"not made yet: {missing[0]} and {len(missing) - 1} more")
     output = tmp_path_factory.mktemp("lesson")
     done = build(DOCS, output)
     assert done.returncode == 0, done.stderr
@@ -490,9 +441,6 @@ def commands(block):
 
 def test_commands_on_the_page_run(clone, tmp_path, serve):
     """Every shell command and every edit of a constant, as the exercises say, in their order."""
-    if not (clone / "exercise2_explore.py").exists():
-        assert "exercise2_explore.py" in STILL_TO_COME
-        pytest.skip("not made yet: exercise2_explore.py")
     place = tmp_path / "clone"
     shutil.copytree(clone, place)
     ran, originals = 0, {p.name: p.read_text() for p in place.glob("*.py")}
