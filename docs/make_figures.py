@@ -39,7 +39,7 @@ MANIFEST = IMAGES / "figures.json"
 WEIGHTS = ROOT / "models" / "ddpm_african_fabrics.pt"
 DATA = ROOT / "african_fabric_processed"
 
-MAX_WIDTH = 1400  # pixels: figures are shown 700 wide, on screens with two pixels per point
+MAX_WIDTH = 1050  # pixels: figures are shown 700 wide, many screens have 1.5 to 2 pixels per point
 SLIDER_FABRICS = 3  # fabrics side by side in the reverse slider
 FORWARD_FABRIC = 5  # which training image the forward slider takes apart, counted over all folders
 FORWARD_FRAMES = 41  # frames of the forward slider
@@ -49,7 +49,7 @@ SWEEP_FABRICS = 2  # the same in the sweep slider, whose reference alone takes m
 SWEEP_COUNTS = (5, 10, 20, 50, 100)  # network evaluations in the sweep slider
 SWEEP_REFERENCE = 1000  # DDIM steps of the picture that the others are compared with
 SWEEP_SEED = 42  # the seed of the first fabric in the sliders
-FILM_BYTES = 550_000  # of the morph on the page
+FILM_BYTES = 280_000  # of the morph on the page
 GAP = 4  # white pixels between the images of a frame
 
 sys.path.insert(0, str(ROOT))  # the sliders use the samplers of exercise 1, as they are
@@ -385,7 +385,7 @@ def make_reverse() -> None:
     seen: list[int] = []
     sample_ddim(diffusion, x_T, REVERSE_STEPS, callback=keep, precision=precision)
     write_json(REFERENCE / "slider_reverse.json", {"steps": REVERSE_STEPS, "frames": facts})
-    publish_strip("reverse", frames, [REFERENCE / "slider_reverse.json", WEIGHTS], quality=72)
+    publish_strip("reverse", frames, [REFERENCE / "slider_reverse.json", WEIGHTS], quality=58)
 
 
 def make_sweep() -> None:
