@@ -110,10 +110,11 @@ CSV_COLUMNS = [
     *(f"heldout_bin{i}" for i in range(BINS)),
 ]
 
-# Compiling pays only in long runs. The seconds it takes and the share of the time that it saves are
-# estimates, not yet measured by tests/benchmarks/bench_training.py; `--compile auto` compares them.
-COMPILE_SECONDS = {"cpu": 300, "cuda": 120}
-COMPILE_GAIN = 0.15
+# Compiling pays only in long runs: `--compile auto` compares the seconds it takes with the share of
+# the time that it saves. tests/benchmarks/bench_training.py measured bf16 on two CPU cores (176 s,
+# 43 %); fp32 and GPUs are estimates.
+COMPILE_SECONDS = {"cpu": 240, "cuda": 120}
+COMPILE_GAIN = {"bf16": 0.4, "other": 0.15}
 
 
 def number(kind, minimum, text_of_range):
@@ -1367,16 +1368,17 @@ def prepare_network(run: Run) -> None:
     per_step = per_image * effective / run.accelerator.num_processes
     remaining = per_step * (run.args.steps - run.step)
     kind, why = run.device.type, ""
+    gain = COMPILE_GAIN["bf16" if run.precision == torch.bfloat16 else "other"]
     run.compiled = run.args.compile == "on"
     if run.args.compile == "auto":
         cost = COMPILE_SECONDS.get(kind, math.inf)
         has_compiler = kind == "cuda" or any(map(shutil.which, ("g++", "c++", "clang++")))
-        run.compiled = has_compiler and remaining * COMPILE_GAIN > 2 * cost
+        run.compiled = has_compiler and remaining * gain > 2 * cost
         why = " (auto: the run is long enough)" if run.compiled else " (auto: would not pay here)"
     if run.compiled:
         # On a GPU with CUDA graphs: 600 small kernels are then started by one call.
         run.diffusion.model.compile(mode="reduce-overhead" if kind == "cuda" else "default")
-        remaining *= 1 - COMPILE_GAIN
+        remaining *= 1 - gain
     run.network = run.accelerator.prepare_model(run.diffusion.model)
     if run.accelerator.is_main_process:
         print_banner(run, remaining, ("on" if run.compiled else "off") + why)

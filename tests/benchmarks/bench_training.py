@@ -117,7 +117,7 @@ def peak_memory(device):
     """Bytes: of GPU memory where there is a GPU, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # of all variants so far
 
 
 def measure(args):
@@ -137,7 +137,8 @@ def measure(args):
             torch.cuda.reset_peak_memory_stats()
         runs[name] = make()
         warm_up[name] = time_round(runs[name], args.warm_up, device) * args.warm_up
-        memory[name] = peak_memory(device)
+        if device.type == "cuda":
+            memory[name] = peak_memory(device)
         gc.collect()
     seconds = {name: [] for name in runs}
     for number in range(args.rounds):
@@ -156,6 +157,7 @@ def measure(args):
         "steps_per_round": args.steps,
         "rounds": args.rounds,
         "matmul_gflops": rate / 1e9,
+        "peak_memory_bytes": max(memory.values(), default=None) or peak_memory(device),
         "variants": {
             name: summary(name, values, seconds["stock"], args, rate, warm_up, memory)
             for name, values in seconds.items()
@@ -176,7 +178,7 @@ def summary(name, values, stock, args, rate, warm_up, memory):
         "times_stock_range": [min(ratios), max(ratios)],
         "share_of_matmul_rate": flop / median / rate if real else None,
         "first_steps_seconds": warm_up[name],
-        "peak_memory_bytes": memory[name],
+        "peak_memory_bytes": memory.get(name),  # on a CPU they share one process
     }
 
 
