@@ -85,7 +85,7 @@ def note(path: Path, made_from: list[Path]) -> None:
 
 
 def publish(
-    source: Path | Image.Image, name: str, made_from: list[Path], quality: int = 82
+    source: Path | Image.Image, name: str, made_from: list[Path], quality: int = 68
 ) -> None:
     """Shrink a picture to the lesson's width and keep it as docs/images/NAME."""
     picture = source if isinstance(source, Image.Image) else Image.open(source)
@@ -385,7 +385,7 @@ def make_reverse() -> None:
     seen: list[int] = []
     sample_ddim(diffusion, x_T, REVERSE_STEPS, callback=keep, precision=precision)
     write_json(REFERENCE / "slider_reverse.json", {"steps": REVERSE_STEPS, "frames": facts})
-    publish_strip("reverse", frames, [REFERENCE / "slider_reverse.json", WEIGHTS], quality=58)
+    publish_strip("reverse", frames, [REFERENCE / "slider_reverse.json", WEIGHTS], quality=48)
 
 
 def make_sweep() -> None:
@@ -470,7 +470,7 @@ def make_exercise2() -> None:
 def keep_exercise2(folder: Path, names: tuple[str, ...], made_from: list[Path]) -> None:
     """Keep figures of exercise 2 and the measurements beside them."""
     for name in names:
-        publish(folder / f"{name}.png", f"{name}.webp", made_from, quality=60)
+        publish(folder / f"{name}.png", f"{name}.webp", made_from, quality=45)
         shutil.copy(folder / f"{name}.json", REFERENCE)
 
 
