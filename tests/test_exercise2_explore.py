@@ -88,7 +88,8 @@ def run_parts(place, weights, data, parts, *options, code=0, **constants):
     module, out, err = edited(place, **constants), io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         done = module.main(["--part", *parts, "--weights", str(weights), "--data", str(data),
-                            "--device", "cpu", "--output-dir", str(place / "out"),
+                            "--device", "cpu", "--precision", "fp32",
+                            "--output-dir", str(place / "out"),
                             *map(str, options)])  # fmt: skip
     said = SimpleNamespace(out=out.getvalue(), err=err.getvalue())
     assert done == code, said.err

@@ -29,14 +29,15 @@ def main():
                    "tests/test_never_lose_work.py", "-k", " or ".join(TESTS)]  # fmt: skip
         environment = os.environ | {"ROBUSTNESS_RECORD": str(record)}
         done = subprocess.run(command, cwd=ROOT, env=environment)
-        if done.returncode:
-            sys.exit("The tests failed: nothing was written.")
+        if not record.exists():
+            sys.exit("Nothing was measured: nothing was written.")
         figures = dict(line.split("=") for line in record.read_text().splitlines())
     ex3 = load_exercise3()
     result = {
         "hardware": ex3.device_name(ex3.pick_device("cpu")),
         "torch": str(ex3.torch.__version__),
         **{name: int(value) for name, value in figures.items()},
+        "all_tests_passed": done.returncode == 0,  # a figure outside its bound is a figure, too
     }
     output = ROOT / "training_results" / "reference" / "robustness.json"
     output.write_text(json.dumps(result, indent=2) + "\n")
