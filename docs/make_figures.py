@@ -85,7 +85,7 @@ def note(path: Path, made_from: list[Path]) -> None:
 
 
 def publish(
-    source: Path | Image.Image, name: str, made_from: list[Path], quality: int = 68
+    source: Path | Image.Image, name: str, made_from: list[Path], quality: int = 58
 ) -> None:
     """Shrink a picture to the lesson's width and keep it as docs/images/NAME."""
     picture = source if isinstance(source, Image.Image) else Image.open(source)
@@ -470,7 +470,7 @@ def make_exercise2() -> None:
 def keep_exercise2(folder: Path, names: tuple[str, ...], made_from: list[Path]) -> None:
     """Keep figures of exercise 2 and the measurements beside them."""
     for name in names:
-        publish(folder / f"{name}.png", f"{name}.webp", made_from, quality=45)
+        publish(folder / f"{name}.png", f"{name}.webp", made_from, quality=35)
         shutil.copy(folder / f"{name}.json", REFERENCE)
 
 
