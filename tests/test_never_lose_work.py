@@ -18,7 +18,8 @@ from conftest import ROOT, write_blocks
 
 KILLS = 50
 SMALL = ["--image-size", "8", "--dim", "8", "--dim-mults", "1", "2", "--batch-size", "8",
-         "--device", "cpu", "--precision", "fp32", "--log-every", "5", "--compile", "off"]  # fmt: skip
+         "--device", "cpu", "--precision", "fp32", "--compile", "off",
+         "--log-every", "5"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
