@@ -78,8 +78,8 @@ NUM_SAMPLES = 16  # images in a progress grid
 FIXED_IMAGES = 100  # images behind each fixed loss: ten for each of ten bins of t
 MIN_IMAGES = 100  # fewer cannot teach a network of this kind anything but themselves
 
-# --quick: these settings instead, and output paths of its own. Many small steps, a network that
-# predicts v, and min-SNR weighting bring structure soonest (Salimans & Ho 2022, Hang et al. 2023).
+# --quick: these settings instead, and output paths of its own. Many small steps of a network that
+# predicts v (Salimans & Ho 2022), weighted by min-SNR (Hang et al. 2023).
 QUICK = {
     "dim": 32,
     "dim_mults": (1, 2, 4, 8),

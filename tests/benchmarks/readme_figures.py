@@ -27,10 +27,13 @@ def rows():
     sampling, robustness = read("bench_sampling"), read("robustness")
     by_name = {row["what"]: row for row in sampling["rows"]}
     stock, ours = by_name["stock: sample(), DDIM"], by_name["ours: whole command"]
-    yield "1,059 fabrics drawn by ``prepare_fabrics.py``", f"{fabrics['render']['seconds']:.0f} s"
+    load = fabrics["render"]["load_of_the_machine_before"]
+    yield (f"1,059 fabrics drawn by ``prepare_fabrics.py``, on a machine with a load of {load}",
+           f"{fabrics['render']['seconds']:.0f} s")  # fmt: skip
     yield ("Sixteen new fabrics by ``exercise1_generate.py``, imports and files included",
            f"{ours['seconds']:.0f} s")  # fmt: skip
-    yield ("The same by the library's ``sample()``, fp32, 250 DDIM steps",
+    timed = sampling["stock_evaluations_timed"]
+    yield (f"The same by the library's ``sample()``, fp32, 250 DDIM steps, scaled up from {timed}",
            f"{stock['seconds']:.0f} s ({ours['times_faster']:.1f} times as long)")  # fmt: skip
     for name, variant in training["variants"].items():
         figure = f"{variant['seconds_per_step']:.2f} s"
