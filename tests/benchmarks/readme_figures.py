@@ -28,7 +28,8 @@ def rows():
     by_name = {row["what"]: row for row in sampling["rows"]}
     stock, ours = by_name["stock: sample(), DDIM"], by_name["ours: whole command"]
     load = fabrics["render"]["load_of_the_machine_before"]
-    yield (f"1,059 fabrics drawn by ``prepare_fabrics.py``, on a machine with a load of {load}",
+    busy = f", on a machine with a load of {load}" if load > 1 else ""
+    yield (f"1,059 fabrics drawn by ``prepare_fabrics.py``{busy}",
            f"{fabrics['render']['seconds']:.0f} s")  # fmt: skip
     yield ("Sixteen new fabrics by ``exercise1_generate.py``, imports and files included",
            f"{ours['seconds']:.0f} s")  # fmt: skip
