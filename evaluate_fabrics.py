@@ -4,8 +4,8 @@
 #     "matplotlib>=3.8",
 #     "numpy>=1.26",
 #     "pillow>=10.1",
-#     "torch>=2.4",
-#     "tqdm>=4.66",
+#     "torch>=2.5",
+#     "tqdm>=4.66.1",
 # ]
 # ///
 """How good is a folder of samples? Distances, copies and shares, measured against held-out fabrics.

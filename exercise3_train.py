@@ -1,15 +1,15 @@
 # /// script
 # requires-python = ">=3.10"
 # dependencies = [
-#     "torch>=2.4",
-#     "torchvision",
-#     "denoising-diffusion-pytorch>=2.2",
-#     "accelerate>=0.30",
+#     "torch>=2.5",
+#     "torchvision>=0.20",
+#     "denoising-diffusion-pytorch>=2.2.0,<3",
 #     "ema-pytorch>=0.7",
+#     "accelerate>=1.0",
 #     "matplotlib>=3.8",
 #     "numpy>=1.26",
 #     "pillow>=10.1",
-#     "tqdm>=4.66",
+#     "tqdm>=4.66.1",
 # ]
 # ///
 """Exercise 3 (create): train a denoising diffusion model on African fabrics from scratch.
@@ -193,8 +193,6 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
                      f"{len(args.dim_mults) - 1} times")  # fmt: skip
     if args.dim % 4:
         parser.error("--dim must be a multiple of 4")
-    if args.snr_plus_one and args.objective != "pred_noise":
-        parser.error("--snr-plus-one is for --objective pred_noise: the others have it built in")
     return args
 
 
@@ -630,10 +628,11 @@ def weight_by_min_snr(diffusion: GaussianDiffusion) -> None:
 def weight_by_snr_plus_one(diffusion: GaussianDiffusion) -> None:
     """Weight the loss by 1 + 1/SNR, at most MAX_NOISY_WEIGHT (Salimans & Ho 2022, section 4).
 
-    That is the error of v, written for a network that predicts the noise. In nearly pure noise a
-    small error of the noise is a large one of the image (its square is divided by the SNR), and
-    there the colours and the layout are decided. The weights stand beside the library's own, which
-    are saved with the network and tell its objective.
+    The library weights every objective so that its loss is the squared error of the noise: that of
+    x_0 by SNR, that of v by SNR / (SNR + 1). This makes it the squared error of v instead. In
+    nearly pure noise a small error of the noise is a large one of the image (its square is divided
+    by the SNR), and there the colours and the layout are decided. The weights stand beside the
+    library's own, which are saved with the network and tell its objective.
     """
     snr = diffusion.alphas_cumprod / (1 - diffusion.alphas_cumprod)
     weight = (1 + 1 / snr).clamp(max=MAX_NOISY_WEIGHT)

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy>=1.26", "pillow>=10.1", "tqdm>=4.66"]
+# dependencies = ["numpy>=1.26", "pillow>=10.1", "tqdm>=4.66.1"]
 # ///
 """The data set: 1,059 little pictures of cloth, after twelve African textile traditions.
 

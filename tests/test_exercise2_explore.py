@@ -444,16 +444,6 @@ def test_help_answers_without_loading_torch(tmp_path):
         assert default in done.stdout
 
 
-def test_inline_metadata_asks_for_what_requirements_ask():
-    block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", SCRIPT.read_text(), re.M)[1]
-    source = "".join(line[2:] for line in block.splitlines(keepends=True))
-    dependencies = set(ast.literal_eval(re.search(r"dependencies = (\[.*\])", source, re.S)[1]))
-    assert dependencies <= set((ROOT / "requirements.txt").read_text().splitlines())
-    imported = {"torch", "numpy", "matplotlib", "denoising-diffusion-pytorch", "pillow", "tqdm",
-                "imageio", "imageio-ffmpeg"}  # fmt: skip
-    assert imported <= {re.split(r"[<>=]", name)[0] for name in dependencies}
-
-
 def test_the_constants_that_the_lesson_changes_stand_at_the_top():
     tree = ast.parse(SCRIPT.read_text())
     first = next(node.lineno for node in tree.body if isinstance(node, ast.ClassDef))
