@@ -369,19 +369,21 @@ def test_start_does_not_depend_on_the_step_resumed_at(cli, tiny_data, tmp_path, 
 
 @pytest.mark.slow
 def test_memory_stays_flat(cli, tiny_data, tmp_path):
-    """Resident memory after 5,000 steps is what it was after 500."""
-    command = words(tiny_data, steps=5_500, save_every=500)
+    """Resident memory after 6,000 steps is what it was after 1,000.
+
+    The first save, at step 500, loads matplotlib and the sampler's kernels, which stay.
+    """
+    command = words(tiny_data, steps=6_500, save_every=500)
     running = cli.start(*command, cwd=tmp_path)
     sizes = []
-    for step in (500, 5_000):
-        running.wait_until(lambda step=step: f"| {step}/5500" in running.output("stderr")
-                           or (tmp_path / f"run/model-{step}.pt").exists(), 900)  # fmt: skip
+    for step in (1_000, 6_000):
+        running.wait_until((tmp_path / f"run/model-{step}.pt").exists, 900)
         pages = int(Path(f"/proc/{running.pid}/statm").read_text().split()[1])
         sizes.append(pages * resource.getpagesize())
     done = running.finish()
     assert done.code == 0, done.stderr
     record(tmp_path, memory_growth_bytes=sizes[1] - sizes[0])
-    assert sizes[1] - sizes[0] < 40e6
+    assert sizes[1] - sizes[0] < 20e6
 
 
 @pytest.mark.slow

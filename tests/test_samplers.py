@@ -1,14 +1,21 @@
 """The three samplers against the library, against closed-form answers, and against themselves."""
 
 import itertools
+import json
 import math
+import sys
 
 import pytest
 import torch
-from conftest import load_script
+from conftest import ROOT, load_script
 from scipy.integrate import solve_ivp
 
+sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
+
+import measure_samplers  # noqa: E402 - the folder has to be on the path first
+
 exercise1 = load_script("exercise1_generate")
+REFERENCE = ROOT / "training_results" / "reference"
 SHAPE = (3, 16, 16)
 ALL_SAMPLERS = sorted(exercise1.SAMPLERS)
 
@@ -302,3 +309,56 @@ def test_starting_noise_depends_on_the_seed_alone():
     assert 0.95 < together.std() < 1.05
     _, (generator,) = exercise1.starting_noise([12], SHAPE)
     assert not torch.equal(torch.randn(SHAPE, generator=generator), alone[0])
+
+
+# ---- The measurement behind the default number of steps ------------------------------------------
+
+
+@pytest.fixture
+def measure(monkeypatch, trained, tmp_path):
+    """measure(images): tests/benchmarks/measure_samplers.py with fewer runs; returns its record."""
+    state = {f"ema_model.{key}": value for key, value in trained.state_dict().items()}
+    config = {
+        "network": {"dim": 8, "dim_mults": [1, 2], "channels": 3},
+        "process": {"image_size": 16, "timesteps": 1000, "objective": "pred_noise",
+                    "beta_schedule": "sigmoid"},
+    }  # fmt: skip
+    file = {"step": 60, "version": "2.3.4", "ema": state, "config": config}
+    torch.save(file, tmp_path / "small.pt")
+    monkeypatch.setattr(measure_samplers, "REFERENCE", ("ddim", 300))
+    monkeypatch.setattr(measure_samplers, "RUNS", [("ddim", 250), ("dpmpp", 4), ("dpmpp", 100)])
+
+    def run(images):
+        output = tmp_path / "samplers.json"
+        measure_samplers.main(["--weights", str(tmp_path / "small.pt"), "--images", str(images),
+                               "--device", "cpu", "--precision", "fp32", "--seed", "0",
+                               "--output", str(output)])  # fmt: skip
+        return json.loads(output.read_text())
+
+    return run
+
+
+def test_measured_distances(measure, trained):
+    """Each figure again, from the samplers themselves; a second run adds what is missing."""
+    first, record = measure(2), measure(3)
+    assert list(record["distances"]) == ["0", "1", "2"]
+    assert record["distances"]["1"] == first["distances"]["1"]
+    x_T = exercise1.starting_noise(range(3), SHAPE)[0]
+    reference = exercise1.sample_ddim(trained, x_T, 300)
+    for row, run in zip(record["rows"], measure_samplers.RUNS, strict=True):
+        images = exercise1.SAMPLERS[run[0]](trained, x_T, run[1])
+        expected = (images - reference).square().mean((1, 2, 3)).sqrt()
+        assert row["distance"] == pytest.approx(expected.mean().item(), abs=1e-4)
+        assert row["standard_error"] == pytest.approx(expected.std().item() / 3**0.5, abs=1e-4)
+    assert record["rows"][0]["as_near_as_ddim_250"] == 1
+    near = [row["steps"] for row in record["rows"][1:]
+            if row["distance"] <= record["rows"][0]["distance"]]  # fmt: skip
+    assert record["enough_steps"] == min(near, default=None)
+
+
+def test_the_default_number_of_steps_is_enough():
+    """Exercise 1 takes as many as the measurement on the shipped weights supports."""
+    record = json.loads((REFERENCE / "samplers.json").read_text())
+    shipped = exercise1.file_digest(ROOT / exercise1.WEIGHTS)
+    assert record["weights"] == shipped, "other weights: run tests/benchmarks/measure_samplers.py"
+    assert record["enough_steps"] <= exercise1.SAMPLING_STEPS["dpmpp"]
