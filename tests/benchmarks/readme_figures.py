@@ -47,7 +47,7 @@ def rows():
     )
     yield ("Training processes killed (``kill -9``) and resumed; while saving",
            f"{robustness['kills']}; {robustness['kills_during_a_save']}")  # fmt: skip
-    yield ("Growth of memory from step 500 to step 5,000 of a small network",
+    yield ("Growth of memory from step 1,000 to step 6,000 of a small network",
            f"{robustness['memory_growth_bytes'] / 1e6:.1f} MB")  # fmt: skip
 
 
