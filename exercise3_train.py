@@ -80,7 +80,7 @@ FIXED_IMAGES = 100  # images behind each fixed loss: ten for each of ten bins of
 MIN_IMAGES = 100  # fewer cannot teach a network of this kind anything but themselves
 
 # --quick: these settings instead, and output paths of its own. Many small steps of a narrow network
-# that predicts v (Salimans & Ho 2022). Side by side and in the same time, multipliers of 1-2-4-8 got
+# that predicts v (Salimans & Ho 2022). Side by side, in the same time, multipliers of 1-2-4-8 got
 # fewer steps done and made murkier fabrics.
 QUICK = {
     "dim": 32,

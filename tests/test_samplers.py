@@ -12,7 +12,7 @@ from scipy.integrate import solve_ivp
 
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
-import measure_samplers  # noqa: E402 - the folder has to be on the path first
+import measure_samplers
 
 exercise1 = load_script("exercise1_generate")
 REFERENCE = ROOT / "training_results" / "reference"
