@@ -78,7 +78,7 @@ def summary(record):
             "sampler": exercise1.SAMPLER_NAMES[sampler],
             "steps": steps,
             "distance": statistics.mean(found),
-            "standard_error": statistics.stdev(found) / len(found) ** 0.5,
+            "standard_error": statistics.stdev(found) / len(found) ** 0.5 if found[1:] else None,
             "as_near_as_ddim_250": sum(nearer) / len(nearer),
         })  # fmt: skip
     bound = next(row["distance"] for row, run in zip(rows, RUNS, strict=True)
