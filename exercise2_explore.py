@@ -31,6 +31,7 @@ fabric from the data folder; where there is none, one that the network has drawn
 from __future__ import annotations
 
 import argparse
+import ctypes
 import itertools
 import json
 import math
@@ -48,7 +49,7 @@ from functools import cached_property
 from pathlib import Path
 
 RANDOM_SEED = 42  # decides the noise that fabrics grow out of, and which training fabric is shown
-SAMPLING_STEPS = {"dpmpp": 20, "ddim": 250}  # network evaluations, where a part names no others
+SAMPLING_STEPS = {"dpmpp": 15, "ddim": 250}  # network evaluations, where a part names no others
 
 # Part a
 STEP_COUNTS = (50, 100, 250, 500, 1000)  # DDIM steps
@@ -401,12 +402,35 @@ def load_weights(path, image_size=64):
 
 
 # Copied from exercise1_generate.py
+def keep_freed_memory():
+    """Have the C library keep freed memory for the next tensor (glibc, that is, most Linux).
+
+    By default it returns every block above 32 MB to the kernel and asks for a new one, which the
+    kernel fills with zeros page by page: a third of a training step with 32 images. Elsewhere
+    this does nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # another C library
+        return
+    no_mapped_blocks, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+    mallopt(no_mapped_blocks, 0)
+    mallopt(trim_threshold, -1)
+
+
+# Copied from exercise1_generate.py
 def prepare_network(diffusion, device, precision, compiled):
-    """Move the network to its device in the memory layout and precision it computes fastest in."""
+    """Move the network to its device in the memory layout and precision it computes fastest in.
+
+    Autocast alone would convert the weights of the convolutions at every step again, and leave
+    the gains of the norms in fp32: their products would be fp32, too, and with them every
+    activation up to the next convolution, twice the memory to read and write.
+    """
+    keep_freed_memory()
     diffusion.to(device, memory_format=torch.channels_last)
-    for module in diffusion.modules():
-        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
-            module.to(precision)  # autocast would do it at every step again
+    diffusion.model.to(precision)
     if compiled:
         diffusion.model.compile(dynamic=False)
 
@@ -537,7 +561,7 @@ def sample_dpmpp(
     """Walk from the noise x_T to images by DPM-Solver++ (2M) (Lu 2022b, algorithm 2).
 
     DDIM takes x_0 as constant during a step; this solver, as cheap, extends the line through the
-    last two predictions of x_0, over the log-SNR lambda = log(alpha / sigma), and so gets with 20
+    last two predictions of x_0, over the log-SNR lambda = log(alpha / sigma), and so gets with 15
     steps where DDIM needs hundreds. Deterministic; for the rest see sample_ddpm.
     """
     alpha, sigma = noise_levels(diffusion)

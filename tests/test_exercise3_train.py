@@ -1,7 +1,9 @@
 """exercise3_train.py: the data check, the training step, and runs from end to end."""
 
+import copy
 import csv
 import math
+import platform
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, load_script, write_blocks
 from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
+from denoising_diffusion_pytorch import denoising_diffusion_pytorch as library
 from PIL import Image
 
 ex3 = load_script("exercise3_train")
@@ -220,6 +223,53 @@ def test_bf16_loss_is_within_two_percent():
         reduced = ex3.denoising_loss(diffusion, diffusion.model, x_0, t, noise).mean()
     assert reduced.dtype == torch.float32
     assert reduced.item() == pytest.approx(exact.item(), rel=0.02)
+
+
+def test_thrifty_norms_change_the_dtype_and_nothing_else():
+    theirs, ours = tiny_diffusion().model, tiny_diffusion().model
+    ex3.thrifty_norms(ours)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    with torch.no_grad():
+        for parameter in ours.parameters():  # gains that are not all one
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    theirs.load_state_dict(ours.state_dict())
+    x_t, t = torch.randn(4, 3, 8, 8), torch.arange(4) * 300
+    assert torch.allclose(ours(x_t, t), theirs(x_t, t), rtol=1e-5, atol=1e-6)
+
+    found = {}
+    for name, unet in (("theirs", theirs), ("ours", ours)):
+        unet = copy.deepcopy(unet)  # as the EMA does it
+        seen = found[name] = set()
+        for module in unet.modules():
+            if isinstance(module, library.RMSNorm):
+                module.register_forward_hook(lambda m, x, y, seen=seen: seen.add(y.dtype))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            unet(x_t, t)
+    assert found == {"theirs": {torch.float32}, "ours": {torch.bfloat16}}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's malloc")
+def test_freed_memory_is_kept():
+    """Tensors of 64 MB cost their page faults once, and then no more."""
+    script = f"""
+import importlib.util, resource, sys, torch
+spec = importlib.util.spec_from_file_location("ex3", {str(ROOT / "exercise3_train.py")!r})
+ex3 = sys.modules["ex3"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(ex3)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.zeros(16 << 20).add_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = faults()
+ex3.keep_freed_memory()
+faults()
+print(before, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    before, after = map(int, done.stdout.split())
+    assert after < before / 10
 
 
 def test_every_image_comes_once_per_pass():

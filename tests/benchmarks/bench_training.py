@@ -4,15 +4,16 @@
     python tests/benchmarks/bench_training.py --steps 3 --rounds 2    quicker, noisier
 
 Builds the library's own Trainer (same network, data and batch; mixed precision on a GPU, FID off)
-and exercise3_train.py's training step, and lets them take turns, so that whatever else the machine
-does falls on both. The figure of a variant is the median over the rounds; the ratio is taken
-within each round first. Writes training_results/reference/bench_training.json and prints a table.
+and exercise3_train.py's training step, each in a process of its own, so that neither inherits the
+other's settings or memory. They take turns, so that whatever else the machine does falls on all.
+The figure of a variant is the median over the rounds; the ratio is taken within each round first.
+Writes training_results/reference/bench_training.json and prints a table.
 """
 
 import argparse
-import gc
 import importlib.util
 import json
+import multiprocessing
 import resource
 import statistics
 import sys
@@ -114,39 +115,94 @@ def time_round(run, steps, device):
 
 
 def peak_memory(device):
-    """Bytes: of GPU memory where there is a GPU, else of the process."""
+    """Bytes: of GPU memory where there is a GPU, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # of all variants so far
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def work(pipe, args, precision, compiled):
+    """What the process of one variant does: take so many steps whenever it is told a number.
+
+    precision None means stock. Answers each number with (seconds per step, peak memory so far).
+    """
+    ex3 = load_exercise3()
+    device = ex3.pick_device(args.device)
+    if precision is None:
+        run = stock_variant(args, device, Path(args.scratch))
+    else:
+        run = our_variant(ex3, args, device, precision, compiled)
+    while True:
+        try:
+            steps = pipe.recv()
+        except EOFError:  # the other side is done
+            return
+        pipe.send((time_round(run, steps, device), peak_memory(device)))
+
+
+class Variant:
+    """One variant, waiting in a process of its own."""
+
+    def __init__(self, args, precision=None, compiled=False):
+        processes = multiprocessing.get_context("spawn")
+        self.pipe, theirs = processes.Pipe()
+        self.process = processes.Process(target=work, args=(theirs, args, precision, compiled))
+        self.process.start()
+        theirs.close()  # so that recv() below fails, and does not wait, should the process die
+
+    def take(self, steps):
+        """Take steps; returns (seconds per step, peak memory in bytes)."""
+        self.pipe.send(steps)
+        return self.pipe.recv()
+
+    def close(self):
+        """End the process, which stops where it would wait for the next number."""
+        self.pipe.close()
+        self.process.join()
+
+
+def plan(args, device, ex3):
+    """{name: (precision, whether to compile)} of the variants; precision None is stock."""
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    best = names[ex3.pick_precision("auto", device)]
+    found = {"stock": (None, False)}
+    for precision in dict.fromkeys(("fp32", best) if device.type == "cpu" else (best,)):
+        found[f"ours, {precision}"] = (precision, False)
+        if args.compile:
+            found[f"ours, {precision}, compiled"] = (precision, True)
+    return found
+
+
+def take_turns(args, planned):
+    """Time all variants; returns {name: seconds} of the warm-up, {name: seconds per step of each
+    round}, and {name: peak memory in bytes}.
+    """
+    variants, warm_up, seconds, memory = {}, {}, {}, {}
+    try:
+        for name, how in planned.items():
+            variants[name] = Variant(args, *how)
+            warm_up[name] = variants[name].take(args.warm_up)[0] * args.warm_up
+            print(f"{name}: the first {args.warm_up} steps took {warm_up[name]:.1f} s", flush=True)
+        for number in range(args.rounds):
+            for name, variant in variants.items():
+                took, memory[name] = variant.take(args.steps)
+                seconds.setdefault(name, []).append(took)
+            latest = ", ".join(f"{name} {values[-1]:.3f} s" for name, values in seconds.items())
+            print(f"round {number + 1} of {args.rounds}: {latest}", flush=True)
+    finally:
+        for variant in variants.values():
+            variant.close()
+    return warm_up, seconds, memory
 
 
 def measure(args):
     """Time all variants in turn; returns what goes into the JSON file."""
     ex3 = load_exercise3()
     device = ex3.pick_device(args.device)
-    precision = ex3.pick_precision("auto", device)
-    short = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[precision]
-    scratch = Path(args.scratch)
-    makers = {"stock": lambda: stock_variant(args, device, scratch),
-              f"ours, {short}": lambda: our_variant(ex3, args, device, short, False)}  # fmt: skip
-    if args.compile:
-        makers[f"ours, {short}, compiled"] = lambda: our_variant(ex3, args, device, short, True)
-    runs, warm_up, memory = {}, {}, {}
-    for name, make in makers.items():
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        runs[name] = make()
-        warm_up[name] = time_round(runs[name], args.warm_up, device) * args.warm_up
-        if device.type == "cuda":
-            memory[name] = peak_memory(device)
-        gc.collect()
-    seconds = {name: [] for name in runs}
-    for number in range(args.rounds):
-        for name, run in runs.items():
-            seconds[name].append(time_round(run, args.steps, device))
-        latest = ", ".join(f"{name} {values[-1]:.3f} s" for name, values in seconds.items())
-        print(f"round {number + 1} of {args.rounds}: {latest}", flush=True)
-    rate = matmul_rate(device, precision)
+    planned = plan(args, device, ex3)
+    warm_up, seconds, memory = take_turns(args, planned)
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    rates = {p: matmul_rate(device, dtypes[p]) for p in {p for p, _ in planned.values() if p}}
     return {
         "hardware": ex3.device_name(device),
         "torch": str(torch.__version__),
@@ -156,30 +212,36 @@ def measure(args):
         "batch_size": args.batch_size,
         "steps_per_round": args.steps,
         "rounds": args.rounds,
-        "matmul_gflops": rate / 1e9,
-        "peak_memory_bytes": max(memory.values(), default=None) or peak_memory(device),
+        "matmul_gflops": {precision: rate / 1e9 for precision, rate in sorted(rates.items())},
         "variants": {
-            name: summary(name, values, seconds["stock"], args, rate, warm_up, memory)
+            name: summary(args, values, seconds["stock"], warm_up[name], memory[name])
+            | {"share_of_matmul_rate": share(args, values, rates, planned[name][0], device)}
             for name, values in seconds.items()
         },
     }
 
 
-def summary(name, values, stock, args, rate, warm_up, memory):
+def summary(args, values, stock, warm_up, memory):
     """The figures of one variant."""
     median = statistics.median(values)
     ratios = [a / b for a, b in zip(stock, values, strict=True)]
-    flop = FLOP_PER_IMAGE * (args.image_size / 64) ** 2 * args.batch_size
-    real = (args.dim, tuple(args.dim_mults)) == (64, (1, 2, 4, 8))
     return {
         "seconds_per_step": median,
         "images_per_second": args.batch_size / median,
         "times_stock": statistics.median(ratios),
         "times_stock_range": [min(ratios), max(ratios)],
-        "share_of_matmul_rate": flop / median / rate if real else None,
-        "first_steps_seconds": warm_up[name],
-        "peak_memory_bytes": memory.get(name),  # on a CPU they share one process
+        "first_steps_seconds": warm_up,
+        "peak_memory_bytes": memory,
     }
+
+
+def share(args, values, rates, precision, device):
+    """The share of the machine's matrix rate that is reached; None for another network."""
+    if (args.dim, tuple(args.dim_mults)) != (64, (1, 2, 4, 8)):
+        return None
+    stock = "fp32" if device.type == "cpu" else next(iter(rates))  # what the Trainer computes in
+    flop = FLOP_PER_IMAGE * (args.image_size / 64) ** 2 * args.batch_size
+    return flop / statistics.median(values) / rates[precision or stock]
 
 
 def main():
@@ -206,11 +268,12 @@ def main():
     Path(args.scratch).mkdir(parents=True, exist_ok=True)
     result = measure(args)
     print(f"\n{result['hardware']}, torch {result['torch']}, batch {result['batch_size']}")
-    print(f"{'variant':<24}{'s/step':>9}{'images/s':>10}{'x stock':>9}{'of matmul':>11}")
+    print(f"{'variant':<24}{'s/step':>9}{'images/s':>10}{'x stock':>9}{'of matmul':>11}{'GB':>7}")
     for name, row in result["variants"].items():
-        share = row["share_of_matmul_rate"]
+        reached = row["share_of_matmul_rate"]
         print(f"{name:<24}{row['seconds_per_step']:>9.3f}{row['images_per_second']:>10.1f}"
-              f"{row['times_stock']:>9.2f}{f'{share:.0%}' if share else '-':>11}")  # fmt: skip
+              f"{row['times_stock']:>9.2f}{f'{reached:.0%}' if reached else '-':>11}"
+              f"{row['peak_memory_bytes'] / 1e9:>7.1f}")  # fmt: skip
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(result, indent=2) + "\n")
     print(f"Wrote {args.output}")
