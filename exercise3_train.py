@@ -115,10 +115,10 @@ CSV_COLUMNS = [
 ]
 
 # Compiling pays only in long runs: `--compile auto` compares the seconds it takes with the share of
-# the time that it saves. tests/benchmarks/bench_training.py measured bf16 on two CPU cores (176 s,
-# 43 %); fp32 and GPUs are estimates.
-COMPILE_SECONDS = {"cpu": 240, "cuda": 120}
-COMPILE_GAIN = {"bf16": 0.4, "other": 0.15}
+# the time that it saves. tests/benchmarks/bench_training.py measured two CPU cores (bf16, 3 %); the
+# figures of GPUs are estimates.
+COMPILE_SECONDS = {"cpu": 120, "cuda": 120}
+COMPILE_GAIN = {"cpu": 0.03, "cuda": 0.15}
 
 
 def number(kind, minimum, text_of_range):
@@ -1416,7 +1416,7 @@ def prepare_network(run: Run) -> None:
     per_step = per_image * effective / run.accelerator.num_processes
     remaining = per_step * (run.args.steps - run.step)
     kind, why = run.device.type, ""
-    gain = COMPILE_GAIN["bf16" if run.precision == torch.bfloat16 else "other"]
+    gain = COMPILE_GAIN.get(kind, 0)
     run.compiled = run.args.compile == "on"
     if run.args.compile == "auto":
         cost = COMPILE_SECONDS.get(kind, math.inf)
