@@ -101,7 +101,9 @@ def export(checkpoint, out):
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists():
         shutil.move(out, out.with_name(f"{out.stem}.previous{out.suffix}"))
-    bundled = {key: state[key] for key in ("step", "version", "config")} | {"ema": ema}
+    config = state["config"]  # from before this checkpoint's own step was noted in it
+    config["training"] |= {"steps_done": state["step"], "seconds": round(state["seconds"], 1)}
+    bundled = {"step": state["step"], "version": state["version"], "ema": ema, "config": config}
     torch.save(bundled, out)
 
 
