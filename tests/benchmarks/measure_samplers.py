@@ -44,7 +44,7 @@ def parse_options(argv=None):
     add("--seed", type=int, default=1000, help="of the first image")
     add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
-    add("--compile", action="store_true", help="takes a minute, saves a seventh of the time")
+    add("--compile", action="store_true", help="takes a minute, saves a little of the time")
     add("--output", type=Path, default=ROOT / "training_results" / "reference" / "samplers.json")
     return parser.parse_args(argv)
 

@@ -76,11 +76,10 @@ def evaluate(options, checkpoint):
     report = options.folder / f"evaluation-{step}.json"
     if not report.exists():
         samples = options.folder / f"samples-{step}"
-        on_gpu = torch.cuda.is_available() and options.device != "cpu"
         run_script(
             "exercise1_generate.py", "--weights", checkpoint, "--num-samples", options.samples,
             "--seed", options.sample_seed, "--samples-dir", samples, "--device", options.device,
-            "--output", options.folder / f"grid-{step}.png", "--compile", "on" if on_gpu else "off",
+            "--output", options.folder / f"grid-{step}.png",
         )  # fmt: skip
         heldout = ["--heldout", options.heldout] if options.heldout else []
         run_script(
