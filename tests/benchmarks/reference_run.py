@@ -29,6 +29,9 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import exercise3_train as exercise3  # noqa: E402
 
 
 def parse_options(argv=None):
@@ -99,11 +102,11 @@ def export(checkpoint, out):
     }  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists():
-        shutil.move(out, out.with_name(f"{out.stem}.previous{out.suffix}"))
+        shutil.copy2(out, exercise3.unused_name(out.with_name(f"{out.stem}.previous{out.suffix}")))
     config = state["config"]  # from before this checkpoint's own step was noted in it
     config["training"] |= {"steps_done": state["step"], "seconds": round(state["seconds"], 1)}
     bundled = {"step": state["step"], "version": state["version"], "ema": ema, "config": config}
-    torch.save(bundled, out)
+    exercise3.save_durably(bundled, out)
 
 
 def keep_record(options, best, reports):
@@ -141,10 +144,13 @@ def main(argv=None):
         mark = "  <- shipped" if row["shipped"] else ""
         print(f"{row['step']:>8}  {row['median_ratio']:.2f}{mark}")
     if not options.skip_measurements:
-        benchmarks = "tests/benchmarks"
-        run_script(f"{benchmarks}/bench_training.py", "--compile", "--device", options.device)
-        run_script(f"{benchmarks}/bench_sampling.py", "--device", options.device)
-        run_script(f"{benchmarks}/measure_samplers.py", "--device", options.device)
+        for name, output, *more in (
+            ("bench_training", "bench_training", "--compile", "--data", options.data),
+            ("bench_sampling", "bench_sampling", "--weights", options.weights_out),
+            ("measure_samplers", "samplers", "--weights", options.weights_out),
+        ):
+            run_script(f"tests/benchmarks/{name}.py", *more, "--device", options.device,
+                       "--output", options.reference / f"{output}.json")  # fmt: skip
     print(
         f"Wrote {options.weights_out} (step {best}) and its record in {options.reference}. Now "
         "rewrite models/README.rst, then run docs/make_figures.py and "
