@@ -47,6 +47,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,10 +116,10 @@ CSV_COLUMNS = [
 ]
 
 # Compiling pays only in long runs: `--compile auto` compares the seconds it takes with the share of
-# the time that it saves. tests/benchmarks/bench_training.py measured two CPU cores (bf16, 3 %); the
+# the time that it saves. tests/benchmarks/bench_training.py measured two CPU cores (bf16, 4 %); the
 # figures of GPUs are estimates.
 COMPILE_SECONDS = {"cpu": 120, "cuda": 120}
-COMPILE_GAIN = {"cpu": 0.03, "cuda": 0.15}
+COMPILE_GAIN = {"cpu": 0.04, "cuda": 0.15}
 
 
 def number(kind, minimum, text_of_range):
@@ -564,19 +565,28 @@ def draw_example(seed: int, step: int, position: int, timesteps: int, shape: tup
     return rng.random() < 0.5, rng.integers(timesteps), rng.standard_normal(shape, np.float32)
 
 
-def draw_batch(images: torch.Tensor, seed: int, step: int, positions: range, batch: int, T: int):
-    """The examples at `positions` of the effective batch of `step` (counted from 1).
+def draw_numbers(seed: int, step: int, positions: range, batch: int, T: int, shape):
+    """Everything random about `positions` of the effective batch of `step` (counted from 1).
+
+    `shape` is that of the data set, (N, 3, H, W). Returns arrays with an entry for each position:
+    which image, whether to flip it, t in 0..T-1, noise (n, 3, H, W).
+    """
+    numbers = [(step - 1) * batch + position for position in positions]
+    orders = {n // shape[0]: None for n in numbers}
+    orders = {number: image_order(seed, number, shape[0]) for number in orders}
+    index = [orders[n // shape[0]][n % shape[0]] for n in numbers]
+    examples = [draw_example(seed, step, p, T, tuple(shape[1:])) for p in positions]
+    flip, t, noise = (np.stack(column) for column in zip(*examples, strict=True))
+    return np.asarray(index), flip, t, noise
+
+
+def make_batch(images: torch.Tensor, numbers: tuple[np.ndarray, ...]):
+    """The examples that `numbers` (of draw_numbers) stand for.
 
     `images` is the uint8 data set (N, 3, H, W) on the training device. Returns x_0 in [-1, 1]
     (n, 3, H, W), t in 0..T-1 (n,), noise (n, 3, H, W), all on the same device. Nothing here
-    waits for the device: the next batch is drawn while a GPU still works on this one.
+    waits for the device: a GPU may still work on the batch before.
     """
-    numbers = [(step - 1) * batch + position for position in positions]
-    orders = {n // len(images): None for n in numbers}
-    orders = {number: image_order(seed, number, len(images)) for number in orders}
-    index = [orders[n // len(images)][n % len(images)] for n in numbers]
-    examples = [draw_example(seed, step, p, T, tuple(images.shape[1:])) for p in positions]
-    flip, t, noise = (np.stack(column) for column in zip(*examples, strict=True))
 
     def to_device(array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
@@ -584,7 +594,7 @@ def draw_batch(images: torch.Tensor, seed: int, step: int, positions: range, bat
             return tensor.pin_memory().to(images.device, non_blocking=True)
         return tensor.to(images.device)
 
-    index, flip, t, noise = map(to_device, (np.asarray(index), flip, t, noise))
+    index, flip, t, noise = map(to_device, numbers)
     chosen = images[index]
     chosen = torch.where(flip[:, None, None, None], chosen.flip(-1), chosen)
     x_0 = chosen.float() / 127.5 - 1
@@ -593,6 +603,43 @@ def draw_batch(images: torch.Tensor, seed: int, step: int, positions: range, bat
         t,
         noise.contiguous(memory_format=torch.channels_last),
     )
+
+
+class Drawer:
+    """Draws the numbers of one micro-batch while the one before is being worked on.
+
+    32 images take 5 ms of a processor, half of what a fast GPU needs for the whole step, and the
+    thread that starts the GPU's work has no time to spare. NumPy lets go of Python's lock while
+    it draws, so that a thread of its own costs the other next to nothing.
+    """
+
+    def __init__(self, args: argparse.Namespace, shape: torch.Size, process: int, processes: int):
+        self.args, self.shape = args, shape
+        self.share = args.batch_size // processes
+        self.first = process * self.share
+        self.thread = ThreadPoolExecutor(1)
+        self.ahead = {}  # at most one: {(step, micro-batch): Future}
+
+    def draw(self, step: int, micro: int) -> tuple[np.ndarray, ...]:
+        """What draw_numbers gives for this process' share of a micro-batch."""
+        args = self.args
+        first = micro * args.batch_size + self.first
+        return draw_numbers(
+            args.seed,
+            step,
+            range(first, first + self.share),
+            args.batch_size * args.gradient_accumulate,
+            TIMESTEPS,
+            self.shape,
+        )
+
+    def take(self, step: int, micro: int) -> tuple[np.ndarray, ...]:
+        """The same, drawn ahead if it was foreseen; what comes next is begun at once."""
+        future = self.ahead.pop((step, micro), None)
+        last = micro == self.args.gradient_accumulate - 1
+        following = (step + 1, 0) if last else (step, micro + 1)
+        self.ahead = {following: self.thread.submit(self.draw, *following)}
+        return future.result() if future else self.draw(step, micro)
 
 
 def denoising_loss(
@@ -684,17 +731,12 @@ def train_step(run: Run, step: int) -> torch.Tensor:
     divided by the effective batch: neither the split over processes nor the accumulation shows.
     """
     args, accelerator = run.args, run.accelerator
-    share = args.batch_size // accelerator.num_processes
     effective = args.batch_size * args.gradient_accumulate
     total = torch.zeros((), device=run.device)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(step, args)
     for micro in range(args.gradient_accumulate):
-        first = micro * args.batch_size + accelerator.process_index * share
-        positions = range(first, first + share)
-        x_0, t, noise = draw_batch(
-            run.images, args.seed, step, positions, effective, run.diffusion.num_timesteps
-        )
+        x_0, t, noise = make_batch(run.images, run.drawer.take(step, micro))
         is_last = micro == args.gradient_accumulate - 1
         # Gradients of several processes are averaged once per step, not once per micro-batch.
         with nullcontext() if is_last else accelerator.no_sync(run.network):
@@ -735,6 +777,7 @@ class Run:
     scaler: torch.amp.GradScaler  # does nothing unless the precision is fp16
     ema: EMA
     images: torch.Tensor  # uint8, (N, 3, H, W), on the device
+    drawer: Drawer
     digests: dict[str, str]
     heldout: torch.Tensor | None  # uint8, (FIXED_IMAGES, 3, H, W)
     config: dict
@@ -796,6 +839,7 @@ def start_run(args: argparse.Namespace) -> Run:
         scaler=torch.amp.GradScaler(accelerator.device.type, enabled=precision == torch.float16),
         ema=ema,
         images=images.to(accelerator.device),
+        drawer=Drawer(args, images.shape, accelerator.process_index, accelerator.num_processes),
         digests=digests,
         heldout=heldout,
         config=describe_run(args, digests),
@@ -882,29 +926,34 @@ def load_initial_weights(diffusion: GaussianDiffusion, path: Path) -> None:
 # ---------------------------------------------------------------------------------------------
 # Fixed losses: is it learning the fabrics, or these 1,059 images?
 # ---------------------------------------------------------------------------------------------
-@torch.inference_mode()
 def fixed_losses(run: Run, images: torch.Tensor) -> list[float]:
     """EMA network's unweighted noise error on given images, mean per bin of t (BINS values).
 
     Images, timesteps and noise are the same at every call, so that two steps of a run, or
     training images and held-out ones, can be compared without the noise of the draw.
     """
-    T = run.diffusion.num_timesteps
-    model = run.ema.ema_model.eval()
+    errors = fixed_errors(run, run.ema.ema_model, images)
+    return [float(np.mean(errors[b::BINS])) for b in range(BINS)]
+
+
+@torch.inference_mode()
+def fixed_errors(run: Run, model: GaussianDiffusion, images: torch.Tensor) -> list[float]:
+    """Noise error of each of `images`, uint8 (n, 3, H, W), place i at a t of the bin i mod BINS."""
+    model = model.eval()
     errors = []
     for first in range(0, len(images), run.args.batch_size):
         chosen = images[first : first + run.args.batch_size]
         places = range(first, first + len(chosen))
         # Place i has the middle of the (i mod BINS)-th bin, shifted so that bins are filled.
-        t = torch.tensor([fixed_timestep(i, T) for i in places], device=run.device)
+        t = torch.tensor([fixed_timestep(i, run.diffusion.num_timesteps) for i in places])
         noise = np.stack([fixed_noise(run.args.seed, i, chosen.shape[1:]) for i in places])
-        noise = torch.from_numpy(noise).to(run.device)
+        t, noise = t.to(run.device), torch.from_numpy(noise).to(run.device)
         x_0 = chosen.float() / 127.5 - 1
         with autocast(run):
             x_t = model.q_sample(x_0, t, noise)
             predicted = predict_noise(model, x_t, t)
         errors += (predicted - noise).square().mean(dim=(1, 2, 3)).tolist()
-    return [float(np.mean(errors[b::BINS])) for b in range(BINS)]
+    return errors
 
 
 def fixed_timestep(place: int, T: int) -> int:
@@ -1435,8 +1484,8 @@ def prepare_network(run: Run) -> None:
 def time_per_image(run: Run) -> float:
     """Seconds of one forward and backward pass per image, measured on a small batch."""
     count = min(4 if run.device.type == "cpu" else 32, run.args.batch_size)
-    T = run.diffusion.num_timesteps
-    batch = draw_batch(run.images, run.args.seed, 1, range(count), count, T)
+    numbers = draw_numbers(run.args.seed, 1, range(count), count, TIMESTEPS, run.images.shape)
+    batch = make_batch(run.images, numbers)
     for _ in range(2):  # the first time is slower: memory is taken, kernels are chosen
         started = time.perf_counter()
         with autocast(run):

@@ -34,6 +34,12 @@ def train(cli, cwd, data, *more, steps=20, save_every=10):
                    cwd=cwd)  # fmt: skip
 
 
+def draw_batch(images, seed, step, positions, batch, timesteps):
+    """x_0, t and noise of some positions in the effective batch of a step."""
+    numbers = ex3.draw_numbers(seed, step, positions, batch, timesteps, images.shape)
+    return ex3.make_batch(images, numbers)
+
+
 def tiny_diffusion(**choices):
     torch.manual_seed(0)
     return ex3.build_diffusion(dim=8, dim_mults=(1, 2), image_size=8, **choices)
@@ -276,7 +282,7 @@ def test_every_image_comes_once_per_pass():
     images = torch.arange(120, dtype=torch.uint8).reshape(120, 1, 1, 1).expand(-1, 3, 4, 4)
     seen = []
     for step in range(1, 31):  # 30 x 8 = two passes over 120 images
-        x_0, t, noise = ex3.draw_batch(images, 7, step, range(8), 8, 1000)
+        x_0, t, noise = draw_batch(images, 7, step, range(8), 8, 1000)
         seen += ((x_0[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
         assert x_0.min() >= -1
         assert x_0.max() <= 1
@@ -290,7 +296,7 @@ def test_every_image_comes_once_per_pass():
 def test_draws_have_the_right_distributions():
     images = torch.zeros(100, 3, 8, 8, dtype=torch.uint8)
     images[..., :4] = 255  # a flipped image starts dark
-    batches = [ex3.draw_batch(images, 1, step, range(100), 100, 1000) for step in range(1, 11)]
+    batches = [draw_batch(images, 1, step, range(100), 100, 1000) for step in range(1, 11)]
     x_0, t, noise = (torch.cat(column) for column in zip(*batches, strict=True))
     assert 0.45 < (x_0[:, 0, 0, 0] < 0).float().mean() < 0.55
     assert 450 < t.float().mean() < 550
@@ -304,10 +310,25 @@ def test_draws_have_the_right_distributions():
 
 def test_a_batch_does_not_depend_on_how_it_is_split():
     images = torch.randint(0, 256, (100, 3, 8, 8), dtype=torch.uint8)
-    whole = ex3.draw_batch(images, 3, 5, range(8), 8, 1000)
-    parts = [ex3.draw_batch(images, 3, 5, range(a, a + 2), 8, 1000) for a in (0, 2, 4, 6)]
+    whole = draw_batch(images, 3, 5, range(8), 8, 1000)
+    parts = [draw_batch(images, 3, 5, range(a, a + 2), 8, 1000) for a in (0, 2, 4, 6)]
     for column, expected in zip(zip(*parts, strict=True), whole, strict=True):
         assert torch.equal(torch.cat(column), expected)
+
+
+def test_drawing_ahead_changes_nothing():
+    args = ex3.parse_options(["--train", "--batch-size", "4", "--gradient-accumulate", "2"])
+    shape = torch.Size((100, 3, 8, 8))
+    drawer = ex3.Drawer(args, shape, process=1, processes=2)
+    # In order, then a jump as after --resume, then one step twice.
+    for step, micro in [(1, 0), (1, 1), (2, 0), (7, 0), (7, 1), (7, 1), (8, 0)]:
+        first = 4 * micro + 2  # the second half of each micro-batch is this process'
+        wanted = ex3.draw_numbers(args.seed, step, range(first, first + 2), 8, 1000, shape)
+        for ours, expected in zip(drawer.take(step, micro), wanted, strict=True):
+            np.testing.assert_array_equal(ours, expected)
+    assert list(drawer.ahead) == [(8, 1)]
+    ahead = drawer.ahead[8, 1].result()
+    assert drawer.take(8, 1) is ahead
 
 
 def test_fixed_images_come_from_every_folder():
@@ -544,12 +565,12 @@ def test_plain_network_learns_a_plain_data_set(tmp_path):
     images = torch.full((100, 3, 8, 8), 128, dtype=torch.uint8)
     optimizer = torch.optim.Adam(diffusion.model.parameters(), lr=3e-3)
     for step in range(1, 301):
-        batch = ex3.draw_batch(images, 0, step, range(8), 8, 1000)
+        batch = draw_batch(images, 0, step, range(8), 8, 1000)
         loss = ex3.denoising_loss(diffusion, diffusion.model, *batch).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    batch = ex3.draw_batch(images, 1, 1, range(64), 64, 1000)
+    batch = draw_batch(images, 1, 1, range(64), 64, 1000)
     with torch.no_grad():
         final = ex3.denoising_loss(diffusion, diffusion.model, *batch).mean()
         x_0, t, noise = batch

@@ -94,11 +94,11 @@ def our_variant(ex3, args, device, precision, compiled):
 
 
 def matmul_rate(device, dtype):
-    """The machine's own rate of matrix products, FLOP per second, best of five."""
+    """The machine's own rate of matrix products, FLOP per second, best of twenty."""
     size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=dtype)
     best = 0.0
-    for _ in range(5):
+    for _ in range(20):
         synchronize(device)
         started = time.perf_counter()
         a @ a
@@ -185,13 +185,15 @@ def plan(args, device, ex3):
     return found
 
 
-def take_turns(args, planned):
-    """Time all variants.
+def take_turns(args, planned, device):
+    """Time all variants, and in every round the machine's matrix products as well.
 
     Returns {name: seconds from the start of its process to the end of its warm-up},
-    {name: seconds per step of each round} and {name: peak memory in bytes}.
+    {name: seconds per step of each round}, {name: peak memory in bytes} and {precision: the best
+    rate of matrix products, FLOP per second}.
     """
-    variants, warm_up, seconds, memory = {}, {}, {}, {}
+    variants, warm_up, seconds, memory, rates = {}, {}, {}, {}, {}
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     try:
         for name, how in planned.items():
             variants[name] = Variant(args, *how)
@@ -203,12 +205,16 @@ def take_turns(args, planned):
             for name, variant in variants.items():
                 took, memory[name] = variant.take(args.steps)
                 seconds.setdefault(name, []).append(took)
+            for precision in dict.fromkeys(precision for precision, _ in planned.values()):
+                if precision:
+                    rate = matmul_rate(device, dtypes[precision])
+                    rates[precision] = max(rate, rates.get(precision, 0))
             latest = ", ".join(f"{name} {values[-1]:.3f} s" for name, values in seconds.items())
             print(f"round {number + 1} of {args.rounds}: {latest}", flush=True)
     finally:
         for variant in variants.values():
             variant.close()
-    return warm_up, seconds, memory
+    return warm_up, seconds, memory, rates
 
 
 def measure(args):
@@ -216,9 +222,7 @@ def measure(args):
     ex3 = load_exercise3()
     device = ex3.pick_device(args.device)
     planned = plan(args, device, ex3)
-    warm_up, seconds, memory = take_turns(args, planned)
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    rates = {p: matmul_rate(device, dtypes[p]) for p in {p for p, _ in planned.values() if p}}
+    warm_up, seconds, memory, rates = take_turns(args, planned, device)
     return {
         "hardware": ex3.device_name(device),
         "torch": str(torch.__version__),
