@@ -678,6 +678,11 @@ def make_neighbours() -> None:
             [REFERENCE / "evaluation.json"])  # fmt: skip
 
 
+def make_settling() -> None:
+    """The samples of the short runs, which tests/benchmarks/settling_runs.py left."""
+    publish(REFERENCE / "settling.png", "settling.webp", [REFERENCE / "settling.json"])
+
+
 def make_from_scratch() -> None:
     """Train docs/ddpm_from_scratch.py as a reader would, and keep its curve and its fabrics."""
     script = ROOT / "docs" / "ddpm_from_scratch.py"
@@ -764,6 +769,7 @@ PARTS = {
     "quick": make_quick,
     "comparison": make_comparison,
     "neighbours": make_neighbours,
+    "settling": make_settling,
     "from_scratch": make_from_scratch,
 }
 

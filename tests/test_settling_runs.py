@@ -21,9 +21,9 @@ def test_every_run_is_judged_beside_the_plain_one(tmp_path):
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "reference" / "settling.json").read_text())
     rows = {(row["run"], row["average"]): row for row in record["rows"]}
-    assert set(rows) == {("plain", "as shipped"), ("plain", "power 3/4"), ("plain", "none"),
-                         ("plain", "the library's"), ("min-SNR", "as shipped")}  # fmt: skip
-    plain = rows["plain", "as shipped"]
+    assert set(rows) == {("plain", "ours"), ("plain", "power 3/4"), ("plain", "none"),
+                         ("plain", "the library's"), ("min-SNR", "ours")}  # fmt: skip
+    plain = rows["plain", "ours"]
     assert plain["difference_to_plain"] == 0
     assert record["heldout_images_for_errors"] == 60
     for row in rows.values():
@@ -31,7 +31,7 @@ def test_every_run_is_judged_beside_the_plain_one(tmp_path):
         assert row["median_ratio"] > 1
     # During the first 100 updates every average is a copy of the weights; another loss is not.
     assert rows["plain", "none"]["heldout_error"] == pytest.approx(plain["heldout_error"])
-    assert rows["min-SNR", "as shipped"]["heldout_error"] != plain["heldout_error"]
+    assert rows["min-SNR", "ours"]["heldout_error"] != plain["heldout_error"]
     assert (tmp_path / "reference" / "settling.png").stat().st_size > 10_000
 
     # A second call has nothing left to train or to draw.
