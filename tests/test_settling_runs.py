@@ -12,7 +12,7 @@ from conftest import ROOT
 def test_every_run_is_judged_beside_the_plain_one(tmp_path):
     command = [
         sys.executable, str(ROOT / "tests" / "benchmarks" / "settling_runs.py"), "--steps", "4",
-        "--batch-size", "8", "--image-size", "16", "--heldout", "300", "--errors", "60",
+        "--batch-size", "8", "--image-size", "32", "--heldout", "300", "--errors", "60",
         "--samples", "60", "--folder", str(tmp_path / "work"),
         "--reference", str(tmp_path / "reference"), "--runs", "plain", "min-SNR",
         "--", "--dim", "8", "--dim-mults", "1", "2", "--precision", "fp32", "--device", "cpu",
