@@ -608,8 +608,8 @@ def make_batch(images: torch.Tensor, numbers: tuple[np.ndarray, ...]):
 class Drawer:
     """Draws the numbers of one micro-batch while the one before is being worked on.
 
-    32 images take 5 ms of a processor, half of what a fast GPU needs for the whole step, and the
-    thread that starts the GPU's work has no time to spare. NumPy lets go of Python's lock while
+    32 images take 5 ms of a processor, half of what a whole step should take on a fast GPU, and
+    the thread that starts the GPU's work has no time to spare. NumPy lets go of Python's lock while
     it draws, so that a thread of its own costs the other next to nothing.
     """
 

@@ -680,7 +680,7 @@ def make_neighbours() -> None:
 
 def make_settling() -> None:
     """The samples of the short runs, which tests/benchmarks/settling_runs.py left."""
-    publish(REFERENCE / "settling.png", "settling.webp", [REFERENCE / "settling.json"])
+    publish(REFERENCE / "settling.png", "settling.webp", [REFERENCE / "settling.json"], quality=30)
 
 
 def make_from_scratch() -> None:

@@ -174,7 +174,7 @@ def draw(results, path):
     rows = [(result["run"], average, Path(judged["samples"]))
             for result in results for average, judged in result["averages"].items()]  # fmt: skip
     figure, axes = plt.subplots(
-        len(rows), SHOWN, figsize=(SHOWN + 1.9, len(rows)), squeeze=False, layout="constrained"
+        len(rows), SHOWN, figsize=(SHOWN + 2.4, len(rows)), squeeze=False, layout="constrained"
     )
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     for line, (name, average, folder) in zip(axes, rows, strict=True):
@@ -183,8 +183,9 @@ def draw(results, path):
         for axis in line:
             axis.set_axis_off()
         text = name if average == OURS else f"{name},\naverage: {average}"
-        line[0].text(-0.1, 0.5, text, transform=line[0].transAxes, ha="right", va="center")
-    figure.savefig(path, dpi=100)
+        line[0].text(-0.1, 0.5, text, transform=line[0].transAxes, ha="right", va="center",
+                     fontsize=12)  # fmt: skip
+    figure.savefig(path, dpi=70)
     plt.close(figure)
 
 
