@@ -57,6 +57,21 @@ def test_the_best_checkpoint_is_shipped_with_its_record(tmp_path):
         assert torch.equal(ours["ema"][key], value)
     assert (tmp_path / "models" / "w.previous.pt").exists()
 
+    # Two of the run's weight files side by side.
+    command = [
+        sys.executable, str(BENCHMARKS / "compare_weights.py"),
+        f"early={tmp_path / 'run' / 'model-20.pt'}=losses.csv",
+        f"late={tmp_path / 'models' / 'w.pt'}=losses.csv", "--samples", "60",
+        "--train", str(tmp_path / "data"), "--heldout", str(tmp_path / "heldout"),
+        "--folder", str(tmp_path / "versions"), "--reference", str(tmp_path / "reference"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    early, late = json.loads((tmp_path / "reference" / "versions.json").read_text())["rows"]
+    assert (early["weights"], early["shipped"], late["shipped"]) == ("early", False, True)
+    assert early["median_ratio"] != late["median_ratio"]
+    assert early["palette_over_heldout"] > 0
+
 
 @pytest.mark.slow
 def test_the_training_benchmark_measures_every_variant(tiny_data, tmp_path):

@@ -21,9 +21,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,10 +35,9 @@ from ema_pytorch import EMA
 from PIL import Image
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import exercise3_train as exercise3  # noqa: E402
+from reference_run import ROOT, exercise3, run_script
 
 RUNS = {  # name: what is added to the command of the plain run
     "plain": [],
@@ -80,11 +77,6 @@ def parse_options(argv=None):
     return parser.parse_args(argv)
 
 
-def run_script(name, *words):
-    """Run a script of the bundle from its folder; stop where it fails."""
-    subprocess.run([sys.executable, str(ROOT / name), *map(str, words)], cwd=ROOT, check=True)
-
-
 def render(options, split, *words):
     """A folder of fabrics in the size that is trained; rendered once."""
     folder = options.folder / split
@@ -105,13 +97,11 @@ def train(options, name):
     if name in AVERAGED:
         averages = {key: EMA(run.diffusion, use_foreach=True, **how)
                     for key, how in AVERAGES.items()}  # fmt: skip
-    started = time.perf_counter()
     for step in tqdm(range(1, options.steps + 1), desc=name, unit="step"):
         run.step = step
         exercise3.train_step(run, step)
         for average in averages.values():
             average.update()
-    run.seconds = time.perf_counter() - started
     models = {OURS: run.ema.ema_model} | {key: ema.ema_model for key, ema in averages.items()}
     return run, models | ({NONE: run.diffusion} if name in AVERAGED else {})
 
@@ -120,8 +110,9 @@ def judge(options, run, model, name):
     """Held-out errors of one network, and evaluate_fabrics.py's report on its samples."""
     stem = options.folder / "".join(c if c.isalnum() else "_" for c in name)
     unseen, _ = exercise3.load_images(options.folder / "heldout", options.image_size)
-    # The seed of the fixed noise is that of the plain run, also where training had another one.
-    fixed = dataclasses.replace(run, args=argparse.Namespace(**vars(run.args) | {"seed": 42}))
+    # The noise is the same for all, also where training had another seed.
+    same_noise = argparse.Namespace(**vars(run.args) | {"seed": exercise3.RANDOM_SEED})
+    fixed = dataclasses.replace(run, args=same_noise)
     order = np.random.default_rng(0).permutation(len(unseen))  # every tradition in every bin
     chosen = unseen[order[: options.errors]].to(run.device)
     errors = exercise3.fixed_errors(fixed, model, chosen)
@@ -145,7 +136,7 @@ def result_of(options, name):
     path = options.folder / f"result_{list(RUNS).index(name)}.json"
     if not path.exists():
         run, models = train(options, name)
-        result = {"run": name, "seconds": run.seconds, "averages": {}}
+        result = {"run": name, "averages": {}}
         for average, model in models.items():
             result["averages"][average] = judge(options, run, model, f"{name} {average}")
         path.write_text(json.dumps(result))
@@ -206,7 +197,6 @@ def main(argv=None):
         "steps": options.steps,
         "heldout_images_for_errors": len(plain),
         "samples": options.samples,
-        "training_seconds": {result["run"]: result["seconds"] for result in results},
         "rows": rows,
     }
     (options.reference / "settling.json").write_text(json.dumps(record, indent=1) + "\n")
