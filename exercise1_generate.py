@@ -15,14 +15,15 @@
     python exercise1_generate.py                                 16 fabrics, 15 steps each
     python exercise1_generate.py --seed 7 --num-samples 36       others, and more of them
     python exercise1_generate.py --sampler ddim --steps 250      the classic way, slower
+    python exercise1_generate.py --min-signal 0                  ask the network even in pure noise
     accelerate launch exercise1_generate.py --num-samples 10000  share the work, e.g. on 4 GPUs
 
 Writes exercise1_output.png (the grid) and generated_samples/fabric_0000.png, ... (one file per
 image). Image i depends on seed + i alone, so image 3 of seed 42 is image 0 of seed 45; batch
 size, number of images and number of processes change nothing but the last bits.
 
-The samples folder holds the images of one setting (weights, sampler, steps, seed, precision),
-which stands in its generation.json. Run again with the same setting, and only missing images are
+The samples folder holds the images of one setting (weights, sampler, steps, seed, ...), which
+stands in its generation.json. Run again with the same setting, and only missing images are
 drawn; with another one, the folder is first renamed to generated_samples.1, .2, ...: nothing is
 lost and nothing gets mixed.
 """
@@ -50,7 +51,8 @@ from pathlib import Path
 
 RANDOM_SEED = 42  # image i is drawn from the noise of RANDOM_SEED + i
 NUM_SAMPLES = 16  # images
-SAMPLING_STEPS = {"dpmpp": 15, "ddim": 250, "ddpm": 1000}  # network evaluations per image
+SAMPLING_STEPS = {"dpmpp": 15, "ddim": 250, "ddpm": 1000}
+MIN_SIGNAL = 0.03  # alpha_t below which x_t is taken for pure noise, and the network is not asked
 BATCH_SIZE = {"cpu": 8, "mps": 16, "cuda": 64}  # images the network sees at once
 GRID_LIMIT = 64  # images in the grid; the folder holds all of them
 WEIGHTS = "models/ddpm_african_fabrics.pt"
@@ -105,6 +107,17 @@ def whole_number(minimum, maximum=2**31):
     return convert
 
 
+def share(text):
+    """Read a number from 0 up to, but not including, 1: a type for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to below 1")
+    return number
+
+
 def parse_options(argv=None):
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -119,7 +132,9 @@ def parse_options(argv=None):
     add("--sampler", choices=SAMPLING_STEPS, default="dpmpp", help="how to walk from noise to x_0")
     defaults = ", ".join(f"{steps} for {name}" for name, steps in SAMPLING_STEPS.items())
     add("--steps", type=whole_number(1), default=argparse.SUPPRESS,
-        help=f"network evaluations per image (default: {defaults})")  # fmt: skip
+        help=f"steps from noise to image (default: {defaults})")  # fmt: skip
+    add("--min-signal", type=share, default=MIN_SIGNAL,
+        help="alpha_t below which x_t counts as noise and the network is not asked")  # fmt: skip
     add("--seed", type=whole_number(0), default=RANDOM_SEED, help="seed of image 0")
     add("--output", type=Path, default=OUTPUT, help="the grid of images (.png)")
     add("--samples-dir", type=Path, default=SAMPLES_DIR, help="folder of single images")
@@ -427,34 +442,65 @@ def check_steps(timesteps, steps):
         raise UserError(f"{steps} steps are too many: the model has {timesteps} timesteps.")
 
 
-def even_times(timesteps, steps):
+def even_times(levels, steps):
     """Choose `steps` times from T - 1 down, evenly; the last entry, -1, is the clean image.
 
-    These are the times of the library's ddim_sample: with 50 of 1000 steps 999, 979, ..., 19, -1.
+    levels: what noise_levels returns. These are the times of the library's ddim_sample: with 50
+    of 1000 steps 999, 979, ..., 19, -1.
     """
-    check_steps(timesteps, steps)
+    timesteps = len(levels[0]) - 1
     return torch.linspace(-1, timesteps - 1, steps + 1).int().tolist()[::-1]
+
+
+def asked_timesteps(diffusion, min_signal):
+    """Return n: the network is asked for x_0 at the timesteps t < n; beyond, 0 is taken.
+
+    x_0 = (x_t - sigma noise) / alpha: where alpha_t is tiny, the smallest error in the predicted
+    noise becomes a loud, wrong x_0, and sampling follows it. Below min_signal there is next to
+    nothing to be seen in x_t anyhow. Networks that predict x_0 or v divide by nothing and are
+    always asked.
+    """
+    if diffusion.objective != "pred_noise":
+        return diffusion.num_timesteps
+    alpha, _ = noise_levels(diffusion)
+    return max(1, sum(level >= min_signal for level in alpha[:-1]))
+
+
+def choose_times(levels, steps, asked, spread):
+    """Choose `steps` times from T - 1 down, then -1; spread (even_times, ...) those below `asked`.
+
+    One step is enough for the times at which the network is not asked, unless there are more
+    steps than times at which it is. A single step goes to the network.
+    """
+    timesteps = len(levels[0]) - 1
+    check_steps(timesteps, steps)
+    unasked = max(steps - asked, 1 if asked < timesteps else 0)
+    unasked = min(unasked, steps - 1)
+    below = [level[:asked] + level[-1:] for level in levels]
+    return [*range(timesteps - 1, timesteps - 1 - unasked, -1), *spread(below, steps - unasked)]
 
 
 @torch.inference_mode()
 def sample_ddpm(
-    diffusion, x_T, steps, callback=None, generators=None, precision=torch.float32
-):  # fmt: skip
+    diffusion, x_T, steps, callback=None, generators=None, precision=torch.float32, min_signal=0.0
+):
     """Walk from the noise x_T [n, c, h, w] to images by ancestral sampling (Ho 2020, algorithm 2).
 
     Each step draws x_s from the posterior q(x_s | x_t, x_0) with the network's guess of x_0,
     taking fresh noise from each image's generator. With fewer than all the steps, s is not t - 1
-    but the next time on the list, and the formulas stay the same.
+    but the next time on the list, and the formulas stay the same. Where alpha_t is below
+    min_signal, x_0 is 0 (see asked_timesteps).
 
     callback(t, x_t, x_0), if there is one, is called at every step with tensors in [-1, 1] (x_t:
     beyond it, by the noise). Returns images [n, c, h, w] in [0, 1]. All samplers share this
     signature; they work in x_T's dtype and on its device.
     """
-    alpha, sigma = noise_levels(diffusion)
-    times = even_times(diffusion.num_timesteps, steps)
+    alpha, sigma = levels = noise_levels(diffusion)
+    asked = asked_timesteps(diffusion, min_signal)
+    times = choose_times(levels, steps, asked, even_times)
     x_t = x_T
     for t, s in itertools.pairwise(times):
-        x_0 = predict_x_0(diffusion, x_t, t, precision)
+        x_0 = predict_x_0(diffusion, x_t, t, precision) if t < asked else torch.zeros_like(x_t)
         if callback:
             callback(t, x_t, x_0)
         if s < 0:
@@ -468,18 +514,20 @@ def sample_ddpm(
 
 @torch.inference_mode()
 def sample_ddim(
-    diffusion, x_T, steps, callback=None, generators=None, precision=torch.float32, eta=0.0
-):
+    diffusion, x_T, steps, callback=None, generators=None, precision=torch.float32, min_signal=0.0,
+    eta=0.0,
+):  # fmt: skip
     """Walk from the noise x_T to images by DDIM (Song 2020, eq. 12).
 
     With eta = 0 no noise comes in: x_T alone decides the image, at any number of steps from 1 to
     all of them. With eta = 1 it is ancestral sampling. For the rest see sample_ddpm.
     """
-    alpha, sigma = noise_levels(diffusion)
-    times = even_times(diffusion.num_timesteps, steps)
+    alpha, sigma = levels = noise_levels(diffusion)
+    asked = asked_timesteps(diffusion, min_signal)
+    times = choose_times(levels, steps, asked, even_times)
     x_t = x_T
     for t, s in itertools.pairwise(times):
-        x_0 = predict_x_0(diffusion, x_t, t, precision)
+        x_0 = predict_x_0(diffusion, x_t, t, precision) if t < asked else torch.zeros_like(x_t)
         if callback:
             callback(t, x_t, x_0)
         if s < 0:
@@ -492,21 +540,20 @@ def sample_ddim(
     return (x_0 + 1) / 2
 
 
-def log_snr_times(alpha, sigma, steps):
+def log_snr_times(levels, steps):
     """Choose `steps` times from T - 1 to 0, evenly in lambda = log(alpha / sigma); then -1.
 
-    Evenly in t would leave most of the way, as lambda measures it, to the last few steps: with
-    the sigmoid schedule lambda runs from -7.5 to 4, but from -0.9 to 0.9 during half of all t.
-    Beyond -5 there is nothing to be seen in x_t, so one step crosses whatever lies there, and
-    one step crosses the last interval, which is wide in the sigmoid schedule (-7.5 to -4).
+    levels: what noise_levels returns. Evenly in t would leave most of the way, as lambda measures
+    it, to the last few steps: with the sigmoid schedule lambda runs from -7.5 to 4, but from -0.9
+    to 0.9 during half of all t. Beyond -5 there is nothing to be seen in x_t, so one step crosses
+    whatever lies there, and with it the interval on its border (-7.5 to -4 in that schedule).
     """
-    timesteps = len(alpha) - 1
-    check_steps(timesteps, steps)
-    log_snr = torch.tensor([math.log(a / s) for a, s in zip(alpha[:-1], sigma[:-1], strict=True)])
-    wanted = torch.linspace(max(log_snr[-2:][0].item(), -5), log_snr[0].item(), steps - 1)
+    log_snr = torch.tensor([math.log(a / s) for a, s in zip(*levels, strict=True) if s > 0])
+    crossed = 1 if log_snr[-1] < -5 and steps > 1 else 0  # intervals
+    wanted = torch.linspace(max(log_snr[-1 - crossed], -5), log_snr[0], steps - crossed)
     nearest = (log_snr[:, None] - wanted).abs().argmin(0).tolist()
-    times = [timesteps - 1]
-    for left, t in zip(range(steps - 2, -1, -1), nearest, strict=True):
+    times = [len(log_snr) - 1]
+    for left, t in zip(range(steps - 2, -1, -1), nearest[1 - crossed :], strict=True):
         # Each time once, also where steps are many, and enough of them left for the rest.
         times.append(max(min(t, times[-1] - 1), left))
     return [*times, -1]
@@ -514,19 +561,20 @@ def log_snr_times(alpha, sigma, steps):
 
 @torch.inference_mode()
 def sample_dpmpp(
-    diffusion, x_T, steps, callback=None, generators=None, precision=torch.float32
-):  # fmt: skip
+    diffusion, x_T, steps, callback=None, generators=None, precision=torch.float32, min_signal=0.0
+):
     """Walk from the noise x_T to images by DPM-Solver++ (2M) (Lu 2022b, algorithm 2).
 
     DDIM takes x_0 as constant during a step; this solver, as cheap, extends the line through the
     last two predictions of x_0, over the log-SNR lambda = log(alpha / sigma), and so gets with 15
     steps where DDIM needs hundreds. Deterministic; for the rest see sample_ddpm.
     """
-    alpha, sigma = noise_levels(diffusion)
-    times = log_snr_times(alpha, sigma, steps)
+    alpha, sigma = levels = noise_levels(diffusion)
+    asked = asked_timesteps(diffusion, min_signal)
+    times = choose_times(levels, steps, asked, log_snr_times)
     x_t, last_x_0, last_h = x_T, None, None
     for t, s in itertools.pairwise(times):
-        x_0 = predict_x_0(diffusion, x_t, t, precision)
+        x_0 = predict_x_0(diffusion, x_t, t, precision) if t < asked else torch.zeros_like(x_t)
         if callback:
             callback(t, x_t, x_0)
         if s < 0:
@@ -534,7 +582,8 @@ def sample_dpmpp(
         h = math.log(alpha[s] / sigma[s]) - math.log(alpha[t] / sigma[t])
         slope = 0 if last_x_0 is None else (x_0 - last_x_0) * (h / (2 * last_h))
         x_t = sigma[s] / sigma[t] * x_t - alpha[s] * math.expm1(-h) * (x_0 + slope)
-        last_x_0, last_h = x_0, h
+        if t < asked:  # no line through an x_0 that the network has not seen
+            last_x_0, last_h = x_0, h
     return (x_0 + 1) / 2
 
 
@@ -719,6 +768,7 @@ def draw_fabrics(diffusion, indices, options, precision, show_bar):
                 callback=lambda t, x_t, x_0: bar.update(),
                 generators=generators,
                 precision=precision,
+                min_signal=options.min_signal,
             )
             for index, image in zip(batch, images.cpu(), strict=False):
                 with write_atomically(image_path(options.samples_dir, index)) as temporary:
@@ -762,6 +812,7 @@ def generate(options):
             "weights": file_digest(options.weights),
             "sampler": options.sampler,
             "steps": options.steps,
+            "min_signal": options.min_signal,
             "seed": options.seed,
             "image_size": facts["image_size"],
             "precision": precision_name,

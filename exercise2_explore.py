@@ -49,7 +49,8 @@ from functools import cached_property
 from pathlib import Path
 
 RANDOM_SEED = 42  # decides the noise that fabrics grow out of, and which training fabric is shown
-SAMPLING_STEPS = {"dpmpp": 15, "ddim": 250}  # network evaluations, where a part names no others
+SAMPLING_STEPS = {"dpmpp": 15, "ddim": 250}  # where a part names no others
+MIN_SIGNAL = 0.03  # alpha_t below which x_t is taken for pure noise, and the network is not asked
 
 # Part a
 STEP_COUNTS = (50, 100, 250, 500, 1000)  # DDIM steps
@@ -496,30 +497,63 @@ def check_steps(timesteps, steps):
 
 
 # Copied from exercise1_generate.py
-def even_times(timesteps, steps):
+def even_times(levels, steps):
     """Choose `steps` times from T - 1 down, evenly; the last entry, -1, is the clean image.
 
-    These are the times of the library's ddim_sample: with 50 of 1000 steps 999, 979, ..., 19, -1.
+    levels: what noise_levels returns. These are the times of the library's ddim_sample: with 50
+    of 1000 steps 999, 979, ..., 19, -1.
     """
-    check_steps(timesteps, steps)
+    timesteps = len(levels[0]) - 1
     return torch.linspace(-1, timesteps - 1, steps + 1).int().tolist()[::-1]
+
+
+# Copied from exercise1_generate.py
+def asked_timesteps(diffusion, min_signal):
+    """Return n: the network is asked for x_0 at the timesteps t < n; beyond, 0 is taken.
+
+    x_0 = (x_t - sigma noise) / alpha: where alpha_t is tiny, the smallest error in the predicted
+    noise becomes a loud, wrong x_0, and sampling follows it. Below min_signal there is next to
+    nothing to be seen in x_t anyhow. Networks that predict x_0 or v divide by nothing and are
+    always asked.
+    """
+    if diffusion.objective != "pred_noise":
+        return diffusion.num_timesteps
+    alpha, _ = noise_levels(diffusion)
+    return max(1, sum(level >= min_signal for level in alpha[:-1]))
+
+
+# Copied from exercise1_generate.py
+def choose_times(levels, steps, asked, spread):
+    """Choose `steps` times from T - 1 down, then -1; spread (even_times, ...) those below `asked`.
+
+    One step is enough for the times at which the network is not asked, unless there are more
+    steps than times at which it is. A single step goes to the network.
+    """
+    timesteps = len(levels[0]) - 1
+    check_steps(timesteps, steps)
+    unasked = max(steps - asked, 1 if asked < timesteps else 0)
+    unasked = min(unasked, steps - 1)
+    below = [level[:asked] + level[-1:] for level in levels]
+    return [*range(timesteps - 1, timesteps - 1 - unasked, -1), *spread(below, steps - unasked)]
 
 
 # Copied from exercise1_generate.py
 @torch.inference_mode()
 def sample_ddim(
-    diffusion, x_T, steps, callback=None, generators=None, precision=torch.float32, eta=0.0
-):
+    diffusion, x_T, steps, callback=None, generators=None, precision=torch.float32, min_signal=0.0,
+    eta=0.0,
+):  # fmt: skip
     """Walk from the noise x_T to images by DDIM (Song 2020, eq. 12).
 
     With eta = 0 no noise comes in: x_T alone decides the image, at any number of steps from 1 to
     all of them. With eta = 1 it is ancestral sampling. For the rest see sample_ddpm.
     """
-    alpha, sigma = noise_levels(diffusion)
-    times = even_times(diffusion.num_timesteps, steps)
+    alpha, sigma = levels = noise_levels(diffusion)
+    asked = asked_timesteps(diffusion, min_signal)
+    times = choose_times(levels, steps, asked, even_times)
     x_t = x_T
     for t, s in itertools.pairwise(times):
-        x_0 = predict_x_0(diffusion, x_t, t, precision)
+        x_0 = predict_x_0(diffusion, x_t, t, precision) if t < asked else torch.zeros_like(x_t)
         if callback:
             callback(t, x_t, x_0)
         if s < 0:
@@ -533,21 +567,20 @@ def sample_ddim(
 
 
 # Copied from exercise1_generate.py
-def log_snr_times(alpha, sigma, steps):
+def log_snr_times(levels, steps):
     """Choose `steps` times from T - 1 to 0, evenly in lambda = log(alpha / sigma); then -1.
 
-    Evenly in t would leave most of the way, as lambda measures it, to the last few steps: with
-    the sigmoid schedule lambda runs from -7.5 to 4, but from -0.9 to 0.9 during half of all t.
-    Beyond -5 there is nothing to be seen in x_t, so one step crosses whatever lies there, and
-    one step crosses the last interval, which is wide in the sigmoid schedule (-7.5 to -4).
+    levels: what noise_levels returns. Evenly in t would leave most of the way, as lambda measures
+    it, to the last few steps: with the sigmoid schedule lambda runs from -7.5 to 4, but from -0.9
+    to 0.9 during half of all t. Beyond -5 there is nothing to be seen in x_t, so one step crosses
+    whatever lies there, and with it the interval on its border (-7.5 to -4 in that schedule).
     """
-    timesteps = len(alpha) - 1
-    check_steps(timesteps, steps)
-    log_snr = torch.tensor([math.log(a / s) for a, s in zip(alpha[:-1], sigma[:-1], strict=True)])
-    wanted = torch.linspace(max(log_snr[-2:][0].item(), -5), log_snr[0].item(), steps - 1)
+    log_snr = torch.tensor([math.log(a / s) for a, s in zip(*levels, strict=True) if s > 0])
+    crossed = 1 if log_snr[-1] < -5 and steps > 1 else 0  # intervals
+    wanted = torch.linspace(max(log_snr[-1 - crossed], -5), log_snr[0], steps - crossed)
     nearest = (log_snr[:, None] - wanted).abs().argmin(0).tolist()
-    times = [timesteps - 1]
-    for left, t in zip(range(steps - 2, -1, -1), nearest, strict=True):
+    times = [len(log_snr) - 1]
+    for left, t in zip(range(steps - 2, -1, -1), nearest[1 - crossed :], strict=True):
         # Each time once, also where steps are many, and enough of them left for the rest.
         times.append(max(min(t, times[-1] - 1), left))
     return [*times, -1]
@@ -556,19 +589,20 @@ def log_snr_times(alpha, sigma, steps):
 # Copied from exercise1_generate.py
 @torch.inference_mode()
 def sample_dpmpp(
-    diffusion, x_T, steps, callback=None, generators=None, precision=torch.float32
-):  # fmt: skip
+    diffusion, x_T, steps, callback=None, generators=None, precision=torch.float32, min_signal=0.0
+):
     """Walk from the noise x_T to images by DPM-Solver++ (2M) (Lu 2022b, algorithm 2).
 
     DDIM takes x_0 as constant during a step; this solver, as cheap, extends the line through the
     last two predictions of x_0, over the log-SNR lambda = log(alpha / sigma), and so gets with 15
     steps where DDIM needs hundreds. Deterministic; for the rest see sample_ddpm.
     """
-    alpha, sigma = noise_levels(diffusion)
-    times = log_snr_times(alpha, sigma, steps)
+    alpha, sigma = levels = noise_levels(diffusion)
+    asked = asked_timesteps(diffusion, min_signal)
+    times = choose_times(levels, steps, asked, log_snr_times)
     x_t, last_x_0, last_h = x_T, None, None
     for t, s in itertools.pairwise(times):
-        x_0 = predict_x_0(diffusion, x_t, t, precision)
+        x_0 = predict_x_0(diffusion, x_t, t, precision) if t < asked else torch.zeros_like(x_t)
         if callback:
             callback(t, x_t, x_0)
         if s < 0:
@@ -576,7 +610,8 @@ def sample_dpmpp(
         h = math.log(alpha[s] / sigma[s]) - math.log(alpha[t] / sigma[t])
         slope = 0 if last_x_0 is None else (x_0 - last_x_0) * (h / (2 * last_h))
         x_t = sigma[s] / sigma[t] * x_t - alpha[s] * math.expm1(-h) * (x_0 + slope)
-        last_x_0, last_h = x_0, h
+        if t < asked:  # no line through an x_0 that the network has not seen
+            last_x_0, last_h = x_0, h
     return (x_0 + 1) / 2
 
 
@@ -660,8 +695,9 @@ class Laboratory:
     def draw(self, sampler, x_T, steps, callback=None):
         """Draw fabrics [n, c, h, w] in [0, 1] from x_T; the callback is the samplers'."""
         return SAMPLERS[sampler](
-            self.diffusion, x_T.to(self.device), steps, callback, precision=self.precision
-        ).cpu()
+            self.diffusion, x_T.to(self.device), steps, callback,
+            precision=self.precision, min_signal=MIN_SIGNAL,
+        ).cpu()  # fmt: skip
 
     @cached_property
     def fabric(self):
@@ -819,7 +855,7 @@ def plot_sweep(rows):
         apart = [row for row in results if row["distance"] > 0]  # all but the reference itself
         axes.loglog([row["steps"] for row in apart], [row["distance"] for row in apart], "o-",
                     color=SAMPLER_COLORS[sampler], label=names[sampler])  # fmt: skip
-    axes.set(xlabel="network evaluations", ylabel="distance")
+    axes.set(xlabel="steps", ylabel="distance")
     axes.set_title("Distance to the DDIM result of all steps (pixels from 0 to 1)")
     steps = sorted({row["steps"] for results in rows.values() for row in results})
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -66,7 +66,8 @@ LEARNING_RATE = 2e-4  # Adam's step size
 TRAIN_STEPS = 100_000  # optimizer steps
 SAVE_EVERY = 1000  # steps between checkpoints, sample grids and held-out losses
 LOG_EVERY = 50  # steps between rows of losses.csv and looks at the loss
-SAMPLING_STEPS = 15  # network evaluations for the progress samples (DPM-Solver++)
+SAMPLING_STEPS = 15  # of DPM-Solver++, for the progress samples
+MIN_SIGNAL = 0.03  # alpha_t below which they are drawn without asking the network
 
 # What the module keeps fixed; --quick and the tests use smaller networks.
 DIM = 64  # channels at full resolution
@@ -1453,7 +1454,9 @@ def save_samples(run: Run) -> None:
     model = run.ema.ema_model.eval()
     x_T, _ = starting_noise(range(run.args.seed, run.args.seed + NUM_SAMPLES), (3, size, size))
     x_T = x_T.to(run.device, memory_format=torch.channels_last)
-    images = sample_dpmpp(model, x_T, SAMPLING_STEPS, precision=run.precision)
+    images = sample_dpmpp(
+        model, x_T, SAMPLING_STEPS, precision=run.precision, min_signal=MIN_SIGNAL
+    )
     path = run.args.results_dir / f"sample-{run.step}.png"
     save_grid(images.cpu(), path, f"Step {run.step:,}")
 
@@ -1723,21 +1726,50 @@ def check_steps(timesteps, steps):
 
 
 # Copied from exercise1_generate.py
-def log_snr_times(alpha, sigma, steps):
+def asked_timesteps(diffusion, min_signal):
+    """Return n: the network is asked for x_0 at the timesteps t < n; beyond, 0 is taken.
+
+    x_0 = (x_t - sigma noise) / alpha: where alpha_t is tiny, the smallest error in the predicted
+    noise becomes a loud, wrong x_0, and sampling follows it. Below min_signal there is next to
+    nothing to be seen in x_t anyhow. Networks that predict x_0 or v divide by nothing and are
+    always asked.
+    """
+    if diffusion.objective != "pred_noise":
+        return diffusion.num_timesteps
+    alpha, _ = noise_levels(diffusion)
+    return max(1, sum(level >= min_signal for level in alpha[:-1]))
+
+
+# Copied from exercise1_generate.py
+def choose_times(levels, steps, asked, spread):
+    """Choose `steps` times from T - 1 down, then -1; spread (even_times, ...) those below `asked`.
+
+    One step is enough for the times at which the network is not asked, unless there are more
+    steps than times at which it is. A single step goes to the network.
+    """
+    timesteps = len(levels[0]) - 1
+    check_steps(timesteps, steps)
+    unasked = max(steps - asked, 1 if asked < timesteps else 0)
+    unasked = min(unasked, steps - 1)
+    below = [level[:asked] + level[-1:] for level in levels]
+    return [*range(timesteps - 1, timesteps - 1 - unasked, -1), *spread(below, steps - unasked)]
+
+
+# Copied from exercise1_generate.py
+def log_snr_times(levels, steps):
     """Choose `steps` times from T - 1 to 0, evenly in lambda = log(alpha / sigma); then -1.
 
-    Evenly in t would leave most of the way, as lambda measures it, to the last few steps: with
-    the sigmoid schedule lambda runs from -7.5 to 4, but from -0.9 to 0.9 during half of all t.
-    Beyond -5 there is nothing to be seen in x_t, so one step crosses whatever lies there, and
-    one step crosses the last interval, which is wide in the sigmoid schedule (-7.5 to -4).
+    levels: what noise_levels returns. Evenly in t would leave most of the way, as lambda measures
+    it, to the last few steps: with the sigmoid schedule lambda runs from -7.5 to 4, but from -0.9
+    to 0.9 during half of all t. Beyond -5 there is nothing to be seen in x_t, so one step crosses
+    whatever lies there, and with it the interval on its border (-7.5 to -4 in that schedule).
     """
-    timesteps = len(alpha) - 1
-    check_steps(timesteps, steps)
-    log_snr = torch.tensor([math.log(a / s) for a, s in zip(alpha[:-1], sigma[:-1], strict=True)])
-    wanted = torch.linspace(max(log_snr[-2:][0].item(), -5), log_snr[0].item(), steps - 1)
+    log_snr = torch.tensor([math.log(a / s) for a, s in zip(*levels, strict=True) if s > 0])
+    crossed = 1 if log_snr[-1] < -5 and steps > 1 else 0  # intervals
+    wanted = torch.linspace(max(log_snr[-1 - crossed], -5), log_snr[0], steps - crossed)
     nearest = (log_snr[:, None] - wanted).abs().argmin(0).tolist()
-    times = [timesteps - 1]
-    for left, t in zip(range(steps - 2, -1, -1), nearest, strict=True):
+    times = [len(log_snr) - 1]
+    for left, t in zip(range(steps - 2, -1, -1), nearest[1 - crossed :], strict=True):
         # Each time once, also where steps are many, and enough of them left for the rest.
         times.append(max(min(t, times[-1] - 1), left))
     return [*times, -1]
@@ -1746,19 +1778,20 @@ def log_snr_times(alpha, sigma, steps):
 # Copied from exercise1_generate.py
 @torch.inference_mode()
 def sample_dpmpp(
-    diffusion, x_T, steps, callback=None, generators=None, precision=torch.float32
-):  # fmt: skip
+    diffusion, x_T, steps, callback=None, generators=None, precision=torch.float32, min_signal=0.0
+):
     """Walk from the noise x_T to images by DPM-Solver++ (2M) (Lu 2022b, algorithm 2).
 
     DDIM takes x_0 as constant during a step; this solver, as cheap, extends the line through the
     last two predictions of x_0, over the log-SNR lambda = log(alpha / sigma), and so gets with 15
     steps where DDIM needs hundreds. Deterministic; for the rest see sample_ddpm.
     """
-    alpha, sigma = noise_levels(diffusion)
-    times = log_snr_times(alpha, sigma, steps)
+    alpha, sigma = levels = noise_levels(diffusion)
+    asked = asked_timesteps(diffusion, min_signal)
+    times = choose_times(levels, steps, asked, log_snr_times)
     x_t, last_x_0, last_h = x_T, None, None
     for t, s in itertools.pairwise(times):
-        x_0 = predict_x_0(diffusion, x_t, t, precision)
+        x_0 = predict_x_0(diffusion, x_t, t, precision) if t < asked else torch.zeros_like(x_t)
         if callback:
             callback(t, x_t, x_0)
         if s < 0:
@@ -1766,7 +1799,8 @@ def sample_dpmpp(
         h = math.log(alpha[s] / sigma[s]) - math.log(alpha[t] / sigma[t])
         slope = 0 if last_x_0 is None else (x_0 - last_x_0) * (h / (2 * last_h))
         x_t = sigma[s] / sigma[t] * x_t - alpha[s] * math.expm1(-h) * (x_0 + slope)
-        last_x_0, last_h = x_0, h
+        if t < asked:  # no line through an x_0 that the network has not seen
+            last_x_0, last_h = x_0, h
     return (x_0 + 1) / 2
 
 

@@ -139,7 +139,8 @@ def test_the_grid_shows_the_images_below_a_title(draw, tmp_path):
 
 def test_full_contrast(draw, weights, tmp_path):
     """The decoded files against the library's sample(): means, spreads, and every pixel."""
-    exactly = ("--precision", "fp32")  # also where the hardware has bf16
+    # fp32 also where the hardware has bf16; and the library asks its network everywhere
+    exactly = ("--precision", "fp32", "--min-signal", 0)
     draw("--sampler", "ddim", "--steps", 10, "--num-samples", 6, "--seed", 3, *exactly)
     images = np.stack(list(fabrics(tmp_path / "generated_samples").values())) / 255
 
@@ -202,7 +203,7 @@ def test_memory_stays_flat(weights, tmp_path):
     """Three hundred images need no more memory than a hundred."""
     diffusion, _ = exercise1.load_weights(weights)
     options = SimpleNamespace(seed=0, steps=1, sampler="ddim", batch_size=4, compile="off",
-                              samples_dir=tmp_path)  # fmt: skip
+                              samples_dir=tmp_path, min_signal=0.03)  # fmt: skip
 
     def used_after(indices):
         exercise1.draw_fabrics(diffusion, indices, options, torch.float32, False)
@@ -304,6 +305,16 @@ def test_other_settings_get_the_folder_and_nothing_is_lost(draw, weights, tmp_pa
     assert (tmp_path / "generated_samples.1" / "notes.txt").read_text() == "mine"
     assert len(fabrics(tmp_path / "generated_samples")) == 5
     assert not same(first["fabric_0000.png"], second["fabric_0000.png"])
+
+
+def test_min_signal_is_a_setting_of_its_own(draw, tmp_path):
+    draw()
+    done = draw("--min-signal", 0)
+    assert "images of another setting (min_signal)" in done.stdout
+    first, second = (fabrics(tmp_path / f"generated_samples{end}") for end in (".1", ""))
+    assert not same(first["fabric_0000.png"], second["fabric_0000.png"])
+    record = json.loads((tmp_path / "generated_samples" / "generation.json").read_text())
+    assert record["min_signal"] == 0
 
 
 def test_a_damaged_record_counts_as_another_setting(draw, tmp_path):
@@ -551,7 +562,8 @@ def test_a_refused_pickle_names_what_it_wanted_to_run(cli, weights, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    ["--num-samples 0", "--num-samples many", "--steps -3", "--steps 0", "--steps 2.5",
+    ["--min-signal 1", "--min-signal -0.1", "--min-signal nan", "--min-signal a", "--num-samples 0",
+     "--num-samples many", "--steps -3", "--steps 0", "--steps 2.5",
      "--device toaster", "--sampler euler", "--seed -1", "--seed 99999999999999999999",
      "--batch-size 0", "--precision fp8", "--image-size 0", "--nonsense", "stray"],
 )  # fmt: skip

@@ -147,10 +147,12 @@ def test_a_measures_one_pattern_at_all_step_counts(everything, weights):
     assert [row["steps"] for row in found["dpmpp"]] == [4, 8]
     diffusion, _ = exercise1.load_weights(weights)
     x_T, _ = exercise1.starting_noise([found["seed"]], (3, SIZE, SIZE))
-    reference = exercise1.sample_ddim(diffusion, x_T, TIMESTEPS)
+    reference = exercise1.sample_ddim(diffusion, x_T, TIMESTEPS, min_signal=exercise1.MIN_SIGNAL)
     for sampler in ("ddim", "dpmpp"):
         for row in found[sampler]:
-            image = exercise1.SAMPLERS[sampler](diffusion, x_T, row["steps"])
+            image = exercise1.SAMPLERS[sampler](
+                diffusion, x_T, row["steps"], min_signal=exercise1.MIN_SIGNAL
+            )
             assert row["distance"] == pytest.approx(rms(image, reference), abs=1e-4)
             assert row["seconds"] > 0
     assert found["ddim"][-1]["distance"] == 0
@@ -196,7 +198,8 @@ def test_b_captures_the_timesteps_asked_for(explore, weights):
     assert durations[-1] > 10 * durations[0]
     diffusion, _ = exercise1.load_weights(weights)
     x_T, _ = exercise1.starting_noise([found["seed"]], (3, SIZE, SIZE))
-    image = exercise1.sample_ddim(diffusion, x_T, TIMESTEPS)[0].permute(1, 2, 0).numpy()
+    images = exercise1.sample_ddim(diffusion, x_T, TIMESTEPS, min_signal=exercise1.MIN_SIGNAL)
+    image = images[0].permute(1, 2, 0).numpy()
     shown = frames[-1][8:200, 208:400]  # the right-hand panel of the last frame, 12 times as large
     assert rms(shown[6::12, 6::12], image) < 0.05
 
@@ -450,6 +453,11 @@ def test_the_constants_that_the_lesson_changes_stand_at_the_top():
     names = {node.targets[0].id for node in tree.body
              if isinstance(node, ast.Assign) and node.lineno < first}  # fmt: skip
     assert {"RANDOM_SEED", "SAMPLING_STEPS", "STEP_COUNTS", "CAPTURE_TIMESTEPS"} <= names
+
+
+def test_all_scripts_draw_with_the_same_bound():
+    scripts = [load_script(name) for name in ("exercise2_explore", "exercise3_train")]
+    assert {script.MIN_SIGNAL for script in scripts} == {exercise1.MIN_SIGNAL}
 
 
 @pytest.mark.slow

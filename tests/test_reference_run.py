@@ -58,10 +58,13 @@ def test_the_best_checkpoint_is_shipped_with_its_record(tmp_path):
     assert (tmp_path / "models" / "w.previous.pt").exists()
 
     # Two of the run's weight files side by side.
+    (tmp_path / "reference" / "known.csv").write_text(
+        "step,loss,heldout_fixed\n20,0.6,0.5\n30,0.4,\n40,0.3,0.25\n50,0.2,\n"
+    )
     command = [
         sys.executable, str(BENCHMARKS / "compare_weights.py"),
         f"early={tmp_path / 'run' / 'model-20.pt'}=losses.csv",
-        f"late={tmp_path / 'models' / 'w.pt'}=losses.csv", "--samples", "60",
+        f"late={tmp_path / 'models' / 'w.pt'}=known.csv", "--samples", "60",
         "--train", str(tmp_path / "data"), "--heldout", str(tmp_path / "heldout"),
         "--folder", str(tmp_path / "versions"), "--reference", str(tmp_path / "reference"),
     ]  # fmt: skip
@@ -69,6 +72,7 @@ def test_the_best_checkpoint_is_shipped_with_its_record(tmp_path):
     assert done.returncode == 0, done.stderr
     early, late = json.loads((tmp_path / "reference" / "versions.json").read_text())["rows"]
     assert (early["weights"], early["shipped"], late["shipped"]) == ("early", False, True)
+    assert (early["heldout_error"], late["heldout_error"]) == (None, 0.25)
     assert early["median_ratio"] != late["median_ratio"]
     assert early["palette_over_heldout"] > 0
 

@@ -208,6 +208,64 @@ def test_dpmpp_beats_ddim_with_a_fifth_of_the_steps(mixture):
     assert few < many
 
 
+# ---- Where next to nothing is to be seen ---------------------------------------------------------
+
+
+class BlindInNoise(ExactMixture):
+    """Exact, but for a small error of the noise wherever alpha is below 0.03."""
+
+    def model(self, x_t, times):
+        noise = super().model(x_t, times)
+        return noise + 0.3 * (self.sqrt_alphas_cumprod[times[0]] < 0.03)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("ddim", 400), ("dpmpp", 40)])
+def test_min_signal_keeps_errors_in_pure_noise_out(mixture, name, steps):
+    exact_network, x_T, exact = mixture
+    sample = exercise1.SAMPLERS[name]
+
+    def error(network, min_signal):
+        x_0 = sample(network, x_T, steps, min_signal=min_signal).flatten(1) * 2 - 1
+        return (x_0 - exact).square().mean().sqrt().item()
+
+    spoilt, spared = error(BlindInNoise(10_000), 0), error(BlindInNoise(10_000), 0.03)
+    assert spared == error(exact_network, 0.03), "it was asked all the same"
+    assert spared < spoilt / 3
+    assert spared < 0.005, "what min_signal itself costs an exact network"
+
+
+@pytest.mark.parametrize("name", ALL_SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 12, 1000])
+def test_below_min_signal_the_network_is_not_asked(monkeypatch, trained, name, steps):
+    x_T, generators = exercise1.starting_noise([0], SHAPE)
+    network, asked, guesses = trained.model.forward, [], {}
+
+    def spy(x_t, times):
+        asked.append(times[0].item())
+        return network(x_t, times)
+
+    monkeypatch.setattr(trained.model, "forward", spy)
+    sample = exercise1.SAMPLERS[name]
+    sample(trained, x_T, steps, lambda t, _, x_0: guesses.update({t: x_0}), generators,
+           min_signal=0.03)  # fmt: skip
+    alpha, _ = exercise1.noise_levels(trained)
+    assert len(guesses) == steps
+    assert asked == [t for t in guesses if alpha[t] >= 0.03]
+    assert all((x_0 == 0).all() for t, x_0 in guesses.items() if alpha[t] < 0.03)
+    if steps > 1:
+        assert max(guesses) == 999
+        assert max(asked) == 996
+        assert len(asked) == min(steps - 1, 997)
+
+
+def test_networks_that_divide_by_nothing_are_always_asked(trained):
+    assert exercise1.asked_timesteps(trained, 0) == 1000
+    assert exercise1.asked_timesteps(trained, 0.03) == 997
+    for objective in ("pred_v", "pred_x0"):
+        diffusion = exercise1.build_diffusion(8, (1, 2), 3, 16, objective=objective)
+        assert exercise1.asked_timesteps(diffusion, 0.03) == 1000
+
+
 # ---- What all samplers promise -------------------------------------------------------------------
 
 
@@ -292,11 +350,13 @@ def test_every_number_of_steps_has_its_times(schedule, timesteps):
         if steps > timesteps:
             continue
         for times in (
-            exercise1.even_times(timesteps, steps),
-            exercise1.log_snr_times(*levels, steps),
+            exercise1.even_times(levels, steps),
+            exercise1.log_snr_times(levels, steps),
+            exercise1.choose_times(levels, steps, timesteps - 3, exercise1.even_times),
+            exercise1.choose_times(levels, steps, timesteps - 3, exercise1.log_snr_times),
         ):
             assert len(times) == steps + 1
-            assert times[0] == timesteps - 1
+            assert times[0] == timesteps - 1 or steps == 1
             assert times[-1] == -1
             assert all(later < earlier for earlier, later in itertools.pairwise(times))
 
@@ -345,9 +405,9 @@ def test_measured_distances(measure, trained):
     assert list(record["distances"]) == ["0", "1", "2"]
     assert record["distances"]["0"] == first["distances"]["0"]
     x_T = exercise1.starting_noise(range(3), SHAPE)[0]
-    reference = exercise1.sample_ddim(trained, x_T, 300)
+    reference = exercise1.sample_ddim(trained, x_T, 300, min_signal=exercise1.MIN_SIGNAL)
     for row, run in zip(record["rows"], measure_samplers.RUNS, strict=True):
-        images = exercise1.SAMPLERS[run[0]](trained, x_T, run[1])
+        images = exercise1.SAMPLERS[run[0]](trained, x_T, run[1], min_signal=exercise1.MIN_SIGNAL)
         expected = (images - reference).square().mean((1, 2, 3)).sqrt()
         assert row["distance"] == pytest.approx(expected.mean().item(), abs=1e-4)
         assert row["standard_error"] == pytest.approx(expected.std().item() / 3**0.5, abs=1e-4)

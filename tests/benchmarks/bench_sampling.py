@@ -106,7 +106,8 @@ def time_drawing(weights, device, precision, options):
     diffusion, _ = exercise1.load_weights(weights)
     exercise1.prepare_network(diffusion, device, precision, compiled=False)
     with tempfile.TemporaryDirectory() as folder:
-        ours = SimpleNamespace(seed=0, sampler="dpmpp", compile="off", samples_dir=Path(folder))
+        ours = SimpleNamespace(seed=0, sampler="dpmpp", compile="off", samples_dir=Path(folder),
+                               min_signal=exercise1.MIN_SIGNAL)  # fmt: skip
 
         def draw(steps):
             ours.steps = steps
@@ -114,6 +115,14 @@ def time_drawing(weights, device, precision, options):
 
         draw(2)  # warm-up
         return timed(lambda: draw(exercise1.SAMPLING_STEPS["dpmpp"]), device)
+
+
+def default_evaluations(diffusion):
+    """Count how often exercise 1 asks the network for an image, with its default sampler."""
+    asked = exercise1.asked_timesteps(diffusion, exercise1.MIN_SIGNAL)
+    levels, steps = exercise1.noise_levels(diffusion), exercise1.SAMPLING_STEPS["dpmpp"]
+    times = exercise1.choose_times(levels, steps, asked, exercise1.log_snr_times)
+    return sum(0 <= t < asked for t in times)
 
 
 def time_command(weights, options):
@@ -156,7 +165,7 @@ def measure(options, weights):
     precision = exercise1.pick_precision(options.precision, device)
     diffusion, facts = exercise1.load_weights(weights)
     operations = operations_per_image(diffusion.to(device))
-    steps = exercise1.SAMPLING_STEPS["dpmpp"]
+    count = default_evaluations(diffusion)
     rates = {name: matrix_rate(device, name) for name in {torch.float32, precision}}
     record = {
         "hardware": hardware(device),
@@ -169,12 +178,12 @@ def measure(options, weights):
         "rows": [],
     }
     stock_seconds = time_stock(weights, device, options)
-    for name, count, dtype, seconds in (
+    for name, per_image, dtype, seconds in (
         ("stock: sample(), DDIM", STOCK_STEPS, torch.float32, stock_seconds),
-        ("ours: drawing", steps, precision, time_drawing(weights, device, precision, options)),
-        ("ours: whole command", steps, precision, time_command(weights, options)),
+        ("ours: drawing", count, precision, time_drawing(weights, device, precision, options)),
+        ("ours: whole command", count, precision, time_command(weights, options)),
     ):
-        evaluations = count * options.images
+        evaluations = per_image * options.images
         record["rows"].append({
             "what": name,
             "precision": str(dtype).removeprefix("torch."),

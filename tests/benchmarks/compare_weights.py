@@ -38,10 +38,10 @@ def parse_options(argv=None):
 
 
 def heldout_error(path):
-    """The last error on held-out fabrics in a losses.csv."""
+    """The last error on held-out fabrics in a losses.csv, or None where there is none."""
     with open(path, newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["heldout_fixed"]]
-    return float(rows[-1]["heldout_fixed"])
+    return float(rows[-1]["heldout_fixed"]) if rows else None
 
 
 def row_of(options, number, name, weights, losses):
@@ -85,7 +85,9 @@ def main(argv=None):
     }
     (options.reference / "versions.json").write_text(json.dumps(record, indent=1) + "\n")
     for row in record["rows"]:
-        print(f"{row['weights']:<24}{row['heldout_error']:>8.4f}{row['median_ratio']:>8.2f}")
+        error = row["heldout_error"]
+        error = "unknown" if error is None else f"{error:.4f}"
+        print(f"{row['weights']:<24}{error:>8}{row['median_ratio']:>8.2f}")
 
 
 if __name__ == "__main__":

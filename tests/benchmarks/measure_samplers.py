@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import torch  # noqa: E402
 from bench_sampling import hardware  # noqa: E402
 from tqdm.auto import tqdm  # noqa: E402
 
@@ -40,7 +41,9 @@ def parse_options(argv=None):
     add = parser.add_argument
     add("--weights", type=Path, default=ROOT / exercise1.WEIGHTS)
     add("--images", type=int, default=64)
-    add("--batch-size", type=int, default=8)
+    add("--batch-size", type=int, default=16)
+    add("--min-signal", type=exercise1.share, default=exercise1.MIN_SIGNAL,
+        help="alpha_t below which the network is not asked")  # fmt: skip
     add("--seed", type=int, default=1000, help="of the first image")
     add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
@@ -49,15 +52,16 @@ def parse_options(argv=None):
     return parser.parse_args(argv)
 
 
-def distances(diffusion, seeds, device, precision, bar):
+def distances(diffusion, seeds, device, precision, min_signal, bar):
     """Draw these seeds with every sampler; return {"dpmpp 20": [distance of each image], ...}."""
     shape = (diffusion.channels, *diffusion.image_size)
     x_T, _ = exercise1.starting_noise(seeds, shape)
 
     def draw(sampler, steps):
         return exercise1.SAMPLERS[sampler](
-            diffusion, x_T.to(device), steps, lambda *_: bar.update(len(seeds)), None, precision
-        )
+            diffusion, x_T.to(device, memory_format=torch.channels_last), steps,
+            lambda *_: bar.update(len(seeds)), None, precision, min_signal,
+        )  # fmt: skip
 
     reference = draw(*REFERENCE)
     return {
@@ -100,6 +104,7 @@ def main(argv=None):
         "step": facts["step"],
         "image_size": facts["image_size"],
         "precision": str(precision).removeprefix("torch."),
+        "min_signal": options.min_signal,
         "distances": {},
     }
     if options.output.exists():
@@ -112,10 +117,10 @@ def main(argv=None):
     missing = [seed for seed in seeds if str(seed) not in record["distances"]]
     per_image = REFERENCE[1] + sum(steps for _, steps in RUNS)
     started = time.perf_counter()
-    with tqdm(total=per_image * len(missing), unit="evaluation") as bar:
+    with tqdm(total=per_image * len(missing), unit="step") as bar:
         for first in range(0, len(missing), options.batch_size):
             batch = missing[first : first + options.batch_size]
-            found = distances(diffusion, batch, device, precision, bar)
+            found = distances(diffusion, batch, device, precision, options.min_signal, bar)
             for position, seed in enumerate(batch):
                 record["distances"][str(seed)] = {k: v[position] for k, v in found.items()}
             options.output.parent.mkdir(parents=True, exist_ok=True)
