@@ -46,9 +46,12 @@ FORWARD_FRAMES = 41  # frames of the forward slider
 REVERSE_STEPS = 200  # DDIM steps behind the reverse slider
 REVERSE_EVERY = 5  # of which every fifth is a frame
 SWEEP_FABRICS = 2  # the same in the sweep slider, whose reference alone takes minutes
-SWEEP_COUNTS = (5, 10, 20, 50, 100)  # network evaluations in the sweep slider
+SWEEP_COUNTS = (5, 10, 20, 50, 100)  # steps in the sweep slider
 SWEEP_REFERENCE = 1000  # DDIM steps of the picture that the others are compared with
 SWEEP_SEED = 42  # the seed of the first fabric in the sliders
+NOISY_TIMES = (999, 998, 997, 996, 990, 980, 950, 900, 800)  # where the guessed colour is judged
+NOISY_FABRICS = 120  # held-out fabrics that it is judged by
+NOISY_SEEDS = range(42, 50)  # drawn with and without the network's guess in nearly pure noise
 FILM_BYTES = 280_000  # of the morph on the page
 GAP = 4  # white pixels between the images of a frame
 
@@ -369,7 +372,7 @@ def load_network():
 
 def make_reverse() -> None:
     """The reverse slider: x_t above the predicted x_0, by DDIM from three noises."""
-    from exercise1_generate import sample_ddim, starting_noise
+    from exercise1_generate import MIN_SIGNAL, sample_ddim, starting_noise
 
     diffusion, precision = load_network()
     x_T, _ = starting_noise(range(SWEEP_SEED, SWEEP_SEED + SLIDER_FABRICS), (3, 64, 64))
@@ -383,21 +386,21 @@ def make_reverse() -> None:
         seen.append(t)
 
     seen: list[int] = []
-    sample_ddim(diffusion, x_T, REVERSE_STEPS, callback=keep, precision=precision)
+    sample_ddim(diffusion, x_T, REVERSE_STEPS, keep, precision=precision, min_signal=MIN_SIGNAL)
     write_json(REFERENCE / "slider_reverse.json", {"steps": REVERSE_STEPS, "frames": facts})
     publish_strip("reverse", frames, [REFERENCE / "slider_reverse.json", WEIGHTS], quality=48)
 
 
 def make_sweep() -> None:
     """The sweep slider: DDIM above DPM-Solver++ above the 1000-step result, from one x_T."""
-    from exercise1_generate import sample_ddim, sample_dpmpp, starting_noise
+    from exercise1_generate import MIN_SIGNAL, sample_ddim, sample_dpmpp, starting_noise
 
     diffusion, precision = load_network()
     x_T, _ = starting_noise(range(SWEEP_SEED, SWEEP_SEED + SWEEP_FABRICS), (3, 64, 64))
 
     def timed(sampler, steps):
         started = time.perf_counter()
-        images = sampler(diffusion, x_T, steps, precision=precision)
+        images = sampler(diffusion, x_T, steps, precision=precision, min_signal=MIN_SIGNAL)
         print(f"  {sampler.__name__}, {steps} steps: {time.perf_counter() - started:.0f} s")
         return images, (time.perf_counter() - started) / len(x_T)
 
@@ -415,6 +418,73 @@ def make_sweep() -> None:
         "reference_seconds_per_image": longest, "frames": facts,
     })  # fmt: skip
     publish_strip("sweep", frames, [REFERENCE / "slider_sweep.json", WEIGHTS], quality=86)
+
+
+def make_noisy_end() -> None:
+    """What guesses in nearly pure noise are worth, and what comes of following them."""
+    from exercise1_generate import MIN_SIGNAL, sample_dpmpp, starting_noise
+
+    diffusion, precision = load_network()
+    write_json(REFERENCE / "noisy_end.json", {
+        "hardware": hardware(), "fabrics": NOISY_FABRICS, "min_signal": MIN_SIGNAL,
+        "rows": judge_colours(diffusion, precision),
+    })  # fmt: skip
+    note(REFERENCE / "noisy_end.json", [WEIGHTS])
+    x_T, _ = starting_noise(NOISY_SEEDS, (3, 64, 64))
+    rows = {
+        "the network's guess followed at every t":
+            sample_dpmpp(diffusion, x_T, 15, precision=precision),
+        "its guesses in nearly pure noise left out":
+            sample_dpmpp(diffusion, x_T, 15, precision=precision, min_signal=MIN_SIGNAL),
+    }  # fmt: skip
+    publish(labelled_rows(rows), "noisy_end.webp", [WEIGHTS], quality=50)
+
+
+def judge_colours(diffusion, precision) -> list[dict]:
+    """How far the guessed mean colour of held-out fabrics is off, and that of plain grey."""
+    from exercise1_generate import noise_levels, predict_x_0, read_image
+
+    with tempfile.TemporaryDirectory() as folder:
+        run_script("prepare_fabrics.py", ["--split", "heldout", "--count", str(NOISY_FABRICS),
+                   "--output", "fabrics"], Path(folder), "python prepare_fabrics.py")  # fmt: skip
+        paths = sorted(Path(folder).rglob("*.png"))
+        x_0 = torch.stack([read_image(path) for path in paths]) * 2 - 1
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+    (alpha, sigma), mean = noise_levels(diffusion), x_0.mean((2, 3))
+
+    def off(guess):
+        """Root mean square, over fabrics and channels, on pixels from 0 to 1."""
+        return float((guess - mean).square().mean().sqrt()) / 2
+
+    rows = []
+    for t in NOISY_TIMES:
+        x_t = (alpha[t] * x_0 + sigma[t] * noise).to(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            guess = torch.cat([predict_x_0(diffusion, part, t, precision)
+                               for part in x_t.split(12)])  # fmt: skip
+        rows.append({
+            "t": t, "alpha": alpha[t], "enlarged": sigma[t] / alpha[t],
+            "network": off(guess.mean((2, 3))), "grey": off(torch.zeros_like(mean)),
+        })  # fmt: skip
+    return rows
+
+
+def labelled_rows(rows: dict[str, torch.Tensor], cell: int = 124) -> Image.Image:
+    """Put rows of images [n, 3, h, w] in [0, 1] below each other, a line of text above each."""
+    from PIL import ImageDraw, ImageFont
+
+    from exercise1_generate import to_picture
+
+    head, count = 40, max(len(images) for images in rows.values())
+    sheet = Image.new("RGB", (count * (cell + 4), len(rows) * (head + cell + 8)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(24)
+    for i, (label, images) in enumerate(rows.items()):
+        top = i * (head + cell + 8)
+        draw.text((2, top + head / 2), label, "black", font, anchor="lm")
+        for j, image in enumerate(images):
+            large = to_picture(image).resize((cell, cell), Image.Resampling.BICUBIC)
+            sheet.paste(large, (j * (cell + 4), top + head))
+    return sheet
 
 
 def make_data() -> None:
@@ -763,6 +833,7 @@ PARTS = {
     "exercise1": make_exercise1,
     "reverse": make_reverse,
     "sweep": make_sweep,
+    "noisy_end": make_noisy_end,
     "schedules": make_schedules,
     "exercise2": make_exercise2,
     "training": make_training,

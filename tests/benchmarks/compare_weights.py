@@ -1,11 +1,13 @@
 """Two or more weight files of one run, by held-out error and by samples, side by side.
 
     python tests/benchmarks/compare_weights.py "after stage 2=old.pt=stage2_64x64/losses.csv" \\
+        "after stage 5=models/ddpm_african_fabrics.pt=stage5_64x64/losses.csv=0" \\
         "after stage 5=models/ddpm_african_fabrics.pt=stage5_64x64/losses.csv"
 
-Each argument is NAME=WEIGHTS=LOSSES; the last file is the one that ships, and LOSSES, from its run,
-lies in --reference. exercise1_generate.py draws the samples (again only where they are missing),
-evaluate_fabrics.py holds them against held-out fabrics. Writes versions.json there.
+Each argument is NAME=WEIGHTS=LOSSES or NAME=WEIGHTS=LOSSES=MIN_SIGNAL; the last file is the one
+that ships, drawn as exercise 1 does by default, and LOSSES, from its run, lies in --reference.
+exercise1_generate.py draws the samples (again only where they are missing), evaluate_fabrics.py
+holds them against held-out fabrics. Writes versions.json there.
 """
 
 import argparse
@@ -18,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from reference_run import ROOT, exercise3, run_script
 
+import exercise1_generate as exercise1
+
 MEASURES = ("sliced_wasserstein", "frechet", "kernel")
 
 
@@ -27,7 +31,8 @@ def parse_options(argv=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("files", nargs="+", metavar="NAME=WEIGHTS=LOSSES", type=lambda text: text.split("="))
+    add("files", nargs="+", metavar="NAME=WEIGHTS=LOSSES[=MIN_SIGNAL]",
+        type=lambda text: text.split("="))  # fmt: skip
     add("--samples", type=int, default=500, help="drawn from each")
     add("--sample-seed", type=int, default=5000, help="of the first of them")
     add("--train", type=Path, default=ROOT / "african_fabric_processed")
@@ -44,11 +49,12 @@ def heldout_error(path):
     return float(rows[-1]["heldout_fixed"]) if rows else None
 
 
-def row_of(options, number, name, weights, losses):
+def row_of(options, number, name, weights, losses, min_signal=exercise1.MIN_SIGNAL):
     """Draw, evaluate, and pick what the table shows."""
     samples, report = options.folder / f"samples{number}", options.folder / f"report{number}.json"
     run_script("exercise1_generate.py", "--weights", Path(weights).resolve(), "--num-samples",
-               options.samples, "--seed", options.sample_seed, "--samples-dir", samples,
+               options.samples, "--seed", options.sample_seed, "--min-signal", min_signal,
+               "--samples-dir", samples,
                "--output", options.folder / f"grid{number}.png")  # fmt: skip
     heldout = ["--heldout", options.heldout.resolve()] if options.heldout else []
     run_script("evaluate_fabrics.py", samples, "--train", options.train.resolve(), *heldout,
@@ -61,6 +67,7 @@ def row_of(options, number, name, weights, losses):
     }
     return {
         "weights": name,
+        "min_signal": float(min_signal),
         "shipped": number == len(options.files) - 1,
         "heldout_error": heldout_error(options.reference / losses),
         "samples_over_floor": {
