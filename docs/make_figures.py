@@ -44,7 +44,7 @@ SLIDER_FABRICS = 3  # fabrics side by side in the reverse slider
 FORWARD_FABRIC = 5  # which training image the forward slider takes apart, counted over all folders
 FORWARD_FRAMES = 41  # frames of the forward slider
 REVERSE_STEPS = 200  # DDIM steps behind the reverse slider
-REVERSE_EVERY = 5  # of which every fifth is a frame
+REVERSE_EVERY = 8  # of which every eighth is a frame
 SWEEP_FABRICS = 2  # the same in the sweep slider, whose reference alone takes minutes
 SWEEP_COUNTS = (5, 10, 20, 50, 100)  # steps in the sweep slider
 SWEEP_REFERENCE = 1000  # DDIM steps of the picture that the others are compared with
@@ -631,7 +631,7 @@ def make_training() -> None:
     }
     if not grids:
         raise SystemExit("Error: training_results/reference/ holds no sample-STEP.png.")
-    publish(progression(grids, runs), "progression.webp", sorted(grids.values()))
+    publish(progression(grids, runs), "progression.webp", sorted(grids.values()), quality=45)
 
 
 def plot_losses(runs: list[dict], logs: list[dict]) -> Image.Image:
@@ -739,13 +739,13 @@ def make_comparison() -> None:
         for i, picture in enumerate(pictures):
             place = (k * (side + 24) + i % 4 * (cell + 4), head + i // 4 * (cell + 4))
             sheet.paste(picture.resize((cell, cell), Image.Resampling.BICUBIC), place)
-    publish(sheet, "training_vs_generated.webp", [WEIGHTS])
+    publish(sheet, "training_vs_generated.webp", [WEIGHTS], quality=45)
 
 
 def make_neighbours() -> None:
     """The figure that evaluate_fabrics.py left beside its numbers."""
     publish(REFERENCE / "evaluation_neighbours.png", "nearest_neighbours.webp",
-            [REFERENCE / "evaluation.json"])  # fmt: skip
+            [REFERENCE / "evaluation.json"], quality=45)  # fmt: skip
 
 
 def make_settling() -> None:

@@ -47,21 +47,20 @@ def parse_options(argv=None):
     add("--seed", type=int, default=1000, help="of the first image")
     add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
+    add("--keep", type=Path, default=None,
+        help="folder for the results of DDIM, which another solver can use again")  # fmt: skip
     add("--compile", action="store_true", help="takes a minute, saves a little of the time")
     add("--output", type=Path, default=ROOT / "training_results" / "reference" / "samplers.json")
     return parser.parse_args(argv)
 
 
-def distances(diffusion, seeds, device, precision, min_signal, bar):
+def distances(diffusion, seeds, draw_from):
     """Draw these seeds with every sampler; return {"dpmpp 20": [distance of each image], ...}."""
     shape = (diffusion.channels, *diffusion.image_size)
     x_T, _ = exercise1.starting_noise(seeds, shape)
 
     def draw(sampler, steps):
-        return exercise1.SAMPLERS[sampler](
-            diffusion, x_T.to(device, memory_format=torch.channels_last), steps,
-            lambda *_: bar.update(len(seeds)), None, precision, min_signal,
-        )  # fmt: skip
+        return draw_from(seeds, x_T, sampler, steps)
 
     reference = draw(*REFERENCE)
     return {
@@ -69,6 +68,28 @@ def distances(diffusion, seeds, device, precision, min_signal, bar):
         .square().mean((1, 2, 3)).sqrt().tolist()
         for sampler, steps in RUNS
     }  # fmt: skip
+
+
+def make_draw(diffusion, device, precision, options, key, bar):
+    """Return draw(seeds, x_T, sampler, steps), which keeps DDIM's results in files if asked to."""
+
+    def draw(seeds, x_T, sampler, steps):
+        name = f"{key}_{sampler}{steps}_{seeds[0]}to{seeds[-1]}.pt"
+        path = options.keep / name if options.keep and sampler == "ddim" else None
+        if path and path.exists():
+            bar.update(len(seeds) * steps)
+            return torch.load(path, weights_only=True).to(device)
+        images = exercise1.SAMPLERS[sampler](
+            diffusion, x_T.to(device, memory_format=torch.channels_last), steps,
+            lambda *_: bar.update(len(seeds)), None, precision, options.min_signal,
+        )  # fmt: skip
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with exercise1.write_atomically(path) as temporary:
+                torch.save(images.cpu(), temporary)
+        return images
+
+    return draw
 
 
 def summary(record):
@@ -117,10 +138,12 @@ def main(argv=None):
     missing = [seed for seed in seeds if str(seed) not in record["distances"]]
     per_image = REFERENCE[1] + sum(steps for _, steps in RUNS)
     started = time.perf_counter()
+    key = f"{record['weights'][:8]}_{record['precision']}_{options.min_signal}"
     with tqdm(total=per_image * len(missing), unit="step") as bar:
+        draw = make_draw(diffusion, device, precision, options, key, bar)
         for first in range(0, len(missing), options.batch_size):
             batch = missing[first : first + options.batch_size]
-            found = distances(diffusion, batch, device, precision, options.min_signal, bar)
+            found = distances(diffusion, batch, draw)
             for position, seed in enumerate(batch):
                 record["distances"][str(seed)] = {k: v[position] for k, v in found.items()}
             options.output.parent.mkdir(parents=True, exist_ok=True)
