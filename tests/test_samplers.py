@@ -388,11 +388,11 @@ def measure(monkeypatch, trained, tmp_path):
     monkeypatch.setattr(measure_samplers, "REFERENCE", ("ddim", 300))
     monkeypatch.setattr(measure_samplers, "RUNS", [("ddim", 250), ("dpmpp", 4), ("dpmpp", 100)])
 
-    def run(images):
+    def run(images, *more):
         output = tmp_path / "samplers.json"
         measure_samplers.main(["--weights", str(tmp_path / "small.pt"), "--images", str(images),
                                "--device", "cpu", "--precision", "fp32", "--seed", "0",
-                               "--output", str(output)])  # fmt: skip
+                               "--output", str(output), *more])  # fmt: skip
         return json.loads(output.read_text())
 
     return run
@@ -415,6 +415,18 @@ def test_measured_distances(measure, trained):
     near = [row["steps"] for row in record["rows"][1:]
             if row["distance"] <= record["rows"][0]["distance"]]  # fmt: skip
     assert record["enough_steps"] == min(near, default=None)
+
+
+def test_kept_results_of_ddim_are_used_again(measure, tmp_path):
+    first = measure(2, "--keep", str(tmp_path / "kept"))
+    assert first["rows"][0]["distance"] > 0
+    kept = {path.name.split("_")[3]: path for path in (tmp_path / "kept").iterdir()}
+    assert kept.keys() == {"ddim300", "ddim250"}
+    kept["ddim250"].write_bytes(kept["ddim300"].read_bytes())
+    (tmp_path / "samplers.json").unlink()
+    again = measure(2, "--keep", str(tmp_path / "kept"))
+    assert again["rows"][0]["distance"] == 0
+    assert again["rows"][1] == first["rows"][1]
 
 
 def test_the_default_number_of_steps_is_enough():
