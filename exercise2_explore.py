@@ -594,8 +594,8 @@ def sample_dpmpp(
     """Walk from the noise x_T to images by DPM-Solver++ (2M) (Lu 2022b, algorithm 2).
 
     DDIM takes x_0 as constant during a step; this solver, as cheap, extends the line through the
-    last two predictions of x_0, over the log-SNR lambda = log(alpha / sigma), and so gets with 15
-    steps where DDIM needs hundreds. Deterministic; for the rest see sample_ddpm.
+    last two predictions of x_0, over the log-SNR lambda = log(alpha / sigma), and so needs far
+    fewer of them. Deterministic; for the rest see sample_ddpm.
     """
     alpha, sigma = levels = noise_levels(diffusion)
     asked = asked_timesteps(diffusion, min_signal)

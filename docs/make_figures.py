@@ -422,7 +422,7 @@ def make_sweep() -> None:
 
 def make_noisy_end() -> None:
     """What guesses in nearly pure noise are worth, and what comes of following them."""
-    from exercise1_generate import MIN_SIGNAL, sample_dpmpp, starting_noise
+    from exercise1_generate import MIN_SIGNAL, SAMPLING_STEPS, sample_dpmpp, starting_noise
 
     diffusion, precision = load_network()
     write_json(REFERENCE / "noisy_end.json", {
@@ -431,11 +431,12 @@ def make_noisy_end() -> None:
     })  # fmt: skip
     note(REFERENCE / "noisy_end.json", [WEIGHTS])
     x_T, _ = starting_noise(NOISY_SEEDS, (3, 64, 64))
+    steps = SAMPLING_STEPS["dpmpp"]
     rows = {
         "the network's guess followed at every t":
-            sample_dpmpp(diffusion, x_T, 15, precision=precision),
+            sample_dpmpp(diffusion, x_T, steps, precision=precision),
         "its guesses in nearly pure noise left out":
-            sample_dpmpp(diffusion, x_T, 15, precision=precision, min_signal=MIN_SIGNAL),
+            sample_dpmpp(diffusion, x_T, steps, precision=precision, min_signal=MIN_SIGNAL),
     }  # fmt: skip
     publish(labelled_rows(rows), "noisy_end.webp", [WEIGHTS], quality=50)
 

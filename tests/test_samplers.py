@@ -429,9 +429,13 @@ def test_kept_results_of_ddim_are_used_again(measure, tmp_path):
     assert again["rows"][1] == first["rows"][1]
 
 
+@pytest.mark.xfail(
+    strict=True, reason="samplers.json was measured with --min-signal 0: other images than ours"
+)
 def test_the_default_number_of_steps_is_enough():
     """Exercise 1 takes as many as the measurement on the shipped weights supports."""
     record = json.loads((REFERENCE / "samplers.json").read_text())
     shipped = exercise1.file_digest(ROOT / exercise1.WEIGHTS)
     assert record["weights"] == shipped, "other weights: run tests/benchmarks/measure_samplers.py"
     assert record["enough_steps"] <= exercise1.SAMPLING_STEPS["dpmpp"]
+    assert record["min_signal"] == exercise1.MIN_SIGNAL
