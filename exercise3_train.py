@@ -1756,19 +1756,23 @@ def choose_times(levels, steps, asked, spread):
 
 
 # Copied from exercise1_generate.py
-def log_snr_times(levels, steps):
-    """Choose `steps` times from T - 1 to 0, evenly in lambda = log(alpha / sigma); then -1.
+def karras_times(levels, steps):
+    """Choose `steps` times from T - 1 to 0, evenly in (sigma / alpha)^(1/7); then -1.
 
-    levels: what noise_levels returns. Evenly in t would leave most of the way, as lambda measures
-    it, to the last few steps: with the sigmoid schedule lambda runs from -7.5 to 4, but from -0.9
-    to 0.9 during half of all t. Beyond -5 there is nothing to be seen in x_t, so one step crosses
-    whatever lies there, and with it the interval on its border (-7.5 to -4 in that schedule).
+    levels: what noise_levels returns. The spacing is that of Karras 2022, eq. 5, whose noise level
+    is our sigma / alpha, moved to the nearest t. Evenly in t would leave most of the way, as lambda
+    = log(alpha / sigma) measures it, to a few steps: with the sigmoid schedule lambda runs from
+    -7.5 to 4, but from -0.9 to 0.9 during half of all t. Evenly in lambda would spend a quarter of
+    the steps on t below 30, where x_0 hardly changes any more. Beyond lambda = -5 there is nothing
+    to be seen in x_t, so one step crosses whatever lies there, and with it the interval on its
+    border.
     """
-    log_snr = torch.tensor([math.log(a / s) for a, s in zip(*levels, strict=True) if s > 0])
-    crossed = 1 if log_snr[-1] < -5 and steps > 1 else 0  # intervals
-    wanted = torch.linspace(max(log_snr[-1 - crossed], -5), log_snr[0], steps - crossed)
-    nearest = (log_snr[:, None] - wanted).abs().argmin(0).tolist()
-    times = [len(log_snr) - 1]
+    noise = torch.tensor([(s / a) ** (1 / 7) for a, s in zip(*levels, strict=True) if s > 0])
+    most = math.exp(5 / 7)
+    crossed = 1 if noise[-1] > most and steps > 1 else 0  # intervals
+    wanted = torch.linspace(min(noise[-1 - crossed], most), noise[0], steps - crossed)
+    nearest = (noise[:, None] - wanted).abs().argmin(0).tolist()
+    times = [len(noise) - 1]
     for left, t in zip(range(steps - 2, -1, -1), nearest[1 - crossed :], strict=True):
         # Each time once, also where steps are many, and enough of them left for the rest.
         times.append(max(min(t, times[-1] - 1), left))
@@ -1788,7 +1792,7 @@ def sample_dpmpp(
     """
     alpha, sigma = levels = noise_levels(diffusion)
     asked = asked_timesteps(diffusion, min_signal)
-    times = choose_times(levels, steps, asked, log_snr_times)
+    times = choose_times(levels, steps, asked, karras_times)
     x_t, last_x_0, last_h = x_T, None, None
     for t, s in itertools.pairwise(times):
         x_0 = predict_x_0(diffusion, x_t, t, precision) if t < asked else torch.zeros_like(x_t)

@@ -115,14 +115,14 @@ def test_the_plain_command(cli, weights, tmp_path):
     parameters = sum(p.numel() for p in make_diffusion().model.parameters())
     for fact in ("step 1,234", "library 2.3.4", f"{parameters:,} parameters", "width 8 x 1-2",
                  "predicts the noise (pred_noise)", "sigmoid schedule", "1000 timesteps",
-                 "DPM-Solver++, 15 steps", "--sampler ddim --steps 250"):  # fmt: skip
+                 "DPM-Solver++, 25 steps", "--sampler ddim --steps 250"):  # fmt: skip
         assert fact in done.stdout
     last = done.stdout.splitlines()[-1]
     assert re.fullmatch(
         r"Wrote exercise1_output.png and 16 images in generated_samples "
         r"\(\d+\.\d\d s per image\); \d+\.\d s in all\.", last
     )  # fmt: skip
-    assert "30/30" in done.stderr, "the progress bar: 15 steps for each of two batches of eight"
+    assert "50/50" in done.stderr, "the progress bar: 25 steps for each of two batches of eight"
 
 
 def test_the_grid_shows_the_images_below_a_title(draw, tmp_path):
@@ -735,7 +735,7 @@ def test_help_answers_without_loading_torch(tmp_path):
     assert "argparse" in loaded
     assert not loaded & {"torch", "numpy", "PIL"}
     for default in ("models/ddpm_african_fabrics.pt", "(default: 16)", "(default: 42)",
-                    "15 for dpmpp, 250 for ddim, 1000 for ddpm", "(default: dpmpp)",
+                    "25 for dpmpp, 250 for ddim, 1000 for ddpm", "(default: dpmpp)",
                     "(default: auto)", "exercise1_output.png", "generated_samples"):  # fmt: skip
         assert default in re.sub(r"\s+", " ", done.stdout)
 
