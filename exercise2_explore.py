@@ -574,7 +574,7 @@ def karras_times(levels, steps):
     is our sigma / alpha, moved to the nearest t. Evenly in t would leave most of the way, as lambda
     = log(alpha / sigma) measures it, to a few steps: with the sigmoid schedule lambda runs from
     -7.5 to 4, but from -0.9 to 0.9 during half of all t. Evenly in lambda would spend a quarter of
-    the steps on t below 30, where x_0 hardly changes any more. Beyond lambda = -5 there is nothing
+    25 steps on t below 30, where x_0 hardly changes any more. Beyond lambda = -5 there is nothing
     to be seen in x_t, so one step crosses whatever lies there, and with it the interval on its
     border.
     """

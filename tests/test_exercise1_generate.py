@@ -721,6 +721,7 @@ def test_the_script_alone_in_an_empty_folder(weights, tmp_path):
         cwd=tmp_path, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "s in all." in done.stdout, "the last words, too, reach a pipe"
     assert len(fabrics(tmp_path / "generated_samples")) == 2
     assert "Warning" not in done.stderr
 

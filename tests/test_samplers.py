@@ -347,6 +347,17 @@ def test_one_step_and_too_many_steps(trained, name):
         sample(trained, x_T, 1001, generators=generators)
 
 
+def test_dpmpp_takes_its_times_evenly_in_the_seventh_root(mixture):
+    """Karras 2022, eq. 5, up to the interval that crosses what cannot be seen."""
+    alpha, sigma = levels = exercise1.noise_levels(mixture[0])
+    *times, end = exercise1.karras_times(levels, 25)
+    assert (times[0], times[-1], end) == (9_999, 0, -1)
+    roots = torch.tensor([(sigma[t] / alpha[t]) ** (1 / 7) for t in times[2:]])
+    gaps = -roots.diff()
+    assert gaps.mean() > 0.03
+    assert gaps.max() - gaps.min() < 0.1 * gaps.mean(), "what moving to the nearest t brings"
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
 @pytest.mark.parametrize("timesteps", [10, 1000])
 def test_every_number_of_steps_has_its_times(schedule, timesteps):

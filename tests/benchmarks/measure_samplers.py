@@ -7,7 +7,7 @@ For each image the same noise x_T is followed by DDIM with all 1000 steps, by DD
 by DPM-Solver++. The distance is the root of the mean squared difference to the 1000-step image,
 in units of the pixel range 0 to 1. Writes training_results/reference/samplers.json after every
 batch: interrupted, the same command goes on. Its "enough_steps" is the smallest number of
-DPM-Solver++ steps that is on average as close as DDIM with 250; exercise 1 takes one that is.
+DPM-Solver++ steps that is on average as close as DDIM with 250; exercise 1's default has to be.
 """
 
 from __future__ import annotations
