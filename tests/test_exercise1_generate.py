@@ -115,14 +115,14 @@ def test_the_plain_command(cli, weights, tmp_path):
     parameters = sum(p.numel() for p in make_diffusion().model.parameters())
     for fact in ("step 1,234", "library 2.3.4", f"{parameters:,} parameters", "width 8 x 1-2",
                  "predicts the noise (pred_noise)", "sigmoid schedule", "1000 timesteps",
-                 "DPM-Solver++, 25 steps", "--sampler ddim --steps 250"):  # fmt: skip
+                 "DPM-Solver++, 20 steps", "--sampler ddim --steps 250"):  # fmt: skip
         assert fact in done.stdout
     last = done.stdout.splitlines()[-1]
     assert re.fullmatch(
         r"Wrote exercise1_output.png and 16 images in generated_samples "
         r"\(\d+\.\d\d s per image\); \d+\.\d s in all\.", last
     )  # fmt: skip
-    assert "50/50" in done.stderr, "the progress bar: 25 steps for each of two batches of eight"
+    assert "40/40" in done.stderr, "the progress bar: 20 steps for each of two batches of eight"
 
 
 def test_the_grid_shows_the_images_below_a_title(draw, tmp_path):
@@ -522,6 +522,7 @@ def bad_weights(folder, weights):
     broken = diffusion.state_dict()
     broken["model.init_conv.bias"] = torch.full((8,), float("nan"))
     torch.save(broken, folder / "nan.pt")
+    torch.save(diffusion.state_dict() | {"model.init_conv.bias": "words"}, folder / "words.pt")
     other = "belong to another architecture"
     return {
         "absent.pt": "does not exist", "empty.pt": "is empty", "cut.pt": "is cut off",
@@ -535,6 +536,7 @@ def bad_weights(folder, weights):
         "nothing.pt": "holds no U-Net", "linear.pt": "holds no U-Net",
         "one.pt": "denoising-diffusion-pytorch 1.11.1", "unnamed_one.pt": "version 1",
         "missing_key.pt": other, "self.pt": other, "full.pt": other,
+        "words.pt": other,
         "strange.pt": "its loss weight fits no objective", "nan.pt": "not all finite",
     }  # fmt: skip
 

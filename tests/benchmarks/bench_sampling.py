@@ -121,7 +121,7 @@ def default_evaluations(diffusion):
     """Count how often exercise 1 asks the network for an image, with its default sampler."""
     asked = exercise1.asked_timesteps(diffusion, exercise1.MIN_SIGNAL)
     levels, steps = exercise1.noise_levels(diffusion), exercise1.SAMPLING_STEPS["dpmpp"]
-    times = exercise1.choose_times(levels, steps, asked, exercise1.karras_times)
+    times = exercise1.choose_times(levels, steps, asked, exercise1.asinh_times)
     return sum(0 <= t < asked for t in times)
 
 
