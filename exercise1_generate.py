@@ -172,6 +172,7 @@ except (ImportError, RuntimeError, OSError, KeyboardInterrupt) as import_error:
         raise
     print(library_hint(import_error), file=sys.stderr)
     sys.exit(130 if isinstance(import_error, KeyboardInterrupt) else 1)
+gc.freeze()  # what was imported stays to the end: no need to search it, either
 gc.enable()
 
 
