@@ -429,7 +429,9 @@ def predict_x_0(diffusion, x_t, t, precision=torch.float32):
     [-1, 1]: at t = 999 alpha_t is about 0.0005, so the division below turns a small error into
     an enormous one.
     """
-    times = torch.full((len(x_t),), t, device=x_t.device)
+    # One row for all images, which the network broadcasts: matrix products of the time embedding
+    # are rounded differently for one row and for several, so an image would depend on its batch.
+    times = torch.tensor([t], device=x_t.device)
     reduced = precision != torch.float32
     with torch.autocast(x_t.device.type, dtype=precision if reduced else None, enabled=reduced):
         output = diffusion.model(x_t, times)

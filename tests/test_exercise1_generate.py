@@ -738,7 +738,7 @@ def test_help_answers_without_loading_torch(tmp_path):
     assert "argparse" in loaded
     assert not loaded & {"torch", "numpy", "PIL"}
     for default in ("models/ddpm_african_fabrics.pt", "(default: 16)", "(default: 42)",
-                    "25 for dpmpp, 250 for ddim, 1000 for ddpm", "(default: dpmpp)",
+                    "20 for dpmpp, 250 for ddim, 1000 for ddpm", "(default: dpmpp)",
                     "(default: auto)", "exercise1_output.png", "generated_samples"):  # fmt: skip
         assert default in re.sub(r"\s+", " ", done.stdout)
 
