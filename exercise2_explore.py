@@ -483,7 +483,7 @@ def predict_x_0(diffusion, x_t, t, precision=torch.float32):
     """
     # One row for all images, which the network broadcasts: matrix products of the time embedding
     # are rounded differently for one row and for several, so an image would depend on its batch.
-    times = torch.tensor([t], device=x_t.device)
+    times = torch.full((1,), t, device=x_t.device)
     reduced = precision != torch.float32
     with torch.autocast(x_t.device.type, dtype=precision if reduced else None, enabled=reduced):
         output = diffusion.model(x_t, times)

@@ -159,9 +159,10 @@ def test_full_contrast(draw, weights, tmp_path):
     assert expected.std() > 0.1, "too flat to tell full contrast from half of it"
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("sampler", ["dpmpp", "ddim", "ddpm"])
-def test_an_image_depends_on_its_seed_alone(draw, tmp_path, sampler):
-    options = ("--sampler", sampler, "--steps", 6)
+def test_an_image_depends_on_its_seed_alone(draw, tmp_path, sampler, precision):
+    options = ("--sampler", sampler, "--steps", 6, "--precision", precision)
     draw(*options, "--seed", 5, "--samples-dir", "all")
     draw(*options, "--seed", 5, "--samples-dir", "ones", "--batch-size", 1)
     draw(*options, "--seed", 7, "--samples-dir", "later", "--num-samples", 2)
