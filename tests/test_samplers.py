@@ -13,6 +13,7 @@ from scipy.integrate import solve_ivp
 
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
+import bench_sampling
 import measure_samplers
 
 exercise1 = load_script("exercise1_generate")
@@ -393,8 +394,8 @@ def test_starting_noise_depends_on_the_seed_alone():
 
 
 @pytest.fixture
-def measure(monkeypatch, trained, tmp_path):
-    """measure(images): tests/benchmarks/measure_samplers.py with fewer runs; returns its record."""
+def small_file(trained, tmp_path):
+    """The tiny network as a bundled weight file."""
     state = {f"ema_model.{key}": value for key, value in trained.state_dict().items()}
     config = {
         "network": {"dim": 8, "dim_mults": [1, 2], "channels": 3},
@@ -403,12 +404,18 @@ def measure(monkeypatch, trained, tmp_path):
     }  # fmt: skip
     file = {"step": 60, "version": "2.3.4", "ema": state, "config": config}
     torch.save(file, tmp_path / "small.pt")
+    return tmp_path / "small.pt"
+
+
+@pytest.fixture
+def measure(monkeypatch, small_file, tmp_path):
+    """measure(images): tests/benchmarks/measure_samplers.py with fewer runs; returns its record."""
     monkeypatch.setattr(measure_samplers, "REFERENCE", ("ddim", 300))
     monkeypatch.setattr(measure_samplers, "RUNS", [("ddim", 250), ("dpmpp", 4), ("dpmpp", 100)])
 
     def run(images, *more):
         output = tmp_path / "samplers.json"
-        measure_samplers.main(["--weights", str(tmp_path / "small.pt"), "--images", str(images),
+        measure_samplers.main(["--weights", str(small_file), "--images", str(images),
                                "--device", "cpu", "--precision", "fp32", "--seed", "0",
                                "--output", str(output), *more])  # fmt: skip
         return json.loads(output.read_text())
@@ -457,3 +464,32 @@ def test_the_default_number_of_steps_is_enough():
     assert ours <= distance["DDIM", 250]
     assert record["images"] >= 64
     assert record["min_signal"] == exercise1.MIN_SIGNAL
+
+
+def test_the_benchmark_counts_the_middle_run(monkeypatch, small_file, tmp_path, capsys):
+    """bench_sampling.py with two of stock's steps, and a command that takes 5, 2 and 9 seconds."""
+    monkeypatch.setattr(bench_sampling, "RUNS_BEFORE", 1)
+    monkeypatch.setattr(bench_sampling, "RUNS_AFTER", 2)
+    one_run = bench_sampling.time_command
+    real, told = [], iter([5.0, 2.0, 9.0])
+
+    def time_command(*arguments):
+        if not real:  # the command itself; once is enough
+            real.append(one_run(*arguments))
+        return next(told)
+
+    monkeypatch.setattr(bench_sampling, "time_command", time_command)
+    output = tmp_path / "bench" / "bench_sampling.json"
+    bench_sampling.main(["--weights", str(small_file), "--images", "2", "--device", "cpu",
+                         "--precision", "fp32", "--stock-evaluations", "2",
+                         "--output", str(output)])  # fmt: skip
+    record = json.loads(output.read_text())
+    stock, drawing, command = record["rows"]
+    assert (len(stock["runs"]), len(drawing["runs"]), len(command["runs"])) == (1, 2, 3)
+    assert command["seconds"] == 5
+    assert command["times_faster"] == pytest.approx(stock["seconds"] / 5)
+    assert real[0] > sum(drawing["runs"]) / 2, "the command draws, and starts and writes besides"
+    steps = exercise1.SAMPLING_STEPS["dpmpp"]
+    assert stock["evaluations"] == 2 * 250
+    assert drawing["evaluations"] == command["evaluations"] == 2 * (steps - 1), "pure noise is free"
+    assert "Stock was timed over 2 steps and scaled to 250." in capsys.readouterr().out
