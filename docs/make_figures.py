@@ -334,7 +334,7 @@ def training_image(index: int) -> torch.Tensor:
     """Return training image number `index` as [3, 64, 64] in [0, 1]."""
     files = sorted(DATA.rglob("*.png"))
     if not files:
-        raise SystemExit("Error: there are no fabrics: run python prepare_fabrics.py first.")
+        raise SystemExit("Error: there are no fabrics: run python -m ddpm_basics.fabrics first.")
     pixels = np.array(Image.open(files[index]).convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1) / 255
 

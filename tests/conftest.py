@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for `import ddpm_basics`, whatever folder pytest starts in
 
 # A shell starts what runs in its background deaf to Ctrl-C, and children inherit that; the tests
 # that press Ctrl-C must not depend on how they were started.
@@ -33,8 +34,8 @@ os.environ["TQDM_MININTERVAL"] = (
 # otherwise one worker ends with the longest while the others are idle.
 LONGEST_FIRST = [
     "test_docs", "test_never_lose_work", "test_shipped_weights", "test_exercise1_generate",
-    "test_evaluate_fabrics", "test_exercise3_train", "test_exercise2_explore",
-    "test_prepare_fabrics", "test_docs_browser",
+    "test_evaluation", "test_exercise3_train", "test_exercise2_explore",
+    "test_fabrics", "test_docs_browser",
 ]  # fmt: skip
 
 
@@ -102,11 +103,11 @@ class Command:
 
 
 class Server:
-    """A process that has imported a script and forks a child per command (see fork_server.py)."""
+    """A process that has imported a module and forks a child per command (see fork_server.py)."""
 
-    def __init__(self, script, folder):
+    def __init__(self, module, folder):
         self.folder, self.count = folder, 0
-        command = [sys.executable, str(Path(__file__).parent / "fork_server.py"), str(script)]
+        command = [sys.executable, str(Path(__file__).parent / "fork_server.py"), module]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -133,12 +134,12 @@ class Server:
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory):
-    """serve('exercise3_train') -> Server for that script, one per session."""
+    """serve('exercise3_train') -> Server for that script or module, one per session."""
     servers = {}
 
     def get(name):
         if name not in servers:
-            servers[name] = Server(ROOT / f"{name}.py", tmp_path_factory.mktemp(f"serve-{name}"))
+            servers[name] = Server(name, tmp_path_factory.mktemp(f"serve-{name}"))
         return servers[name]
 
     yield get

@@ -1,13 +1,13 @@
 """Runs a script's command line again and again without paying for its imports each time.
 
-Started as `python fork_server.py SCRIPT`, it imports the script once and then forks a child for
+Started as `python fork_server.py MODULE`, it imports the module once and then forks a child for
 every request on standard input: {"argv": [...], "cwd": "...", "stdout": FILE, "stderr": FILE,
 "limit_file_size": bytes or null, "limit_memory": bytes or null}. The child is a process like any
 other: it has a pid of its own, takes signals, and can be killed. Answers are lines of JSON, first
 {"pid": N}, then {"code": N} with the shell's convention for signals (-9 after SIGKILL).
 """
 
-import importlib.util
+import importlib
 import json
 import os
 import resource
@@ -16,20 +16,13 @@ import sys
 import traceback
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `import ddpm_basics`
+
 import matplotlib
 import torch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot
-
-
-def load(path):
-    """Import a script by its path, without running it."""
-    spec = importlib.util.spec_from_file_location("script_under_test", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["script_under_test"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def become_command(module, request):
@@ -66,7 +59,7 @@ def become_command(module, request):
 def main():
     """Serve requests until standard input ends."""
     torch.set_num_threads(1)  # threads do not survive a fork
-    module = load(sys.argv[1])
+    module = importlib.import_module(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:
         pid = os.fork()

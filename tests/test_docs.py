@@ -13,7 +13,9 @@ from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from conftest import ROOT, load_script, write_blocks
+from conftest import ROOT, write_blocks
+
+from ddpm_basics.model import build_diffusion
 
 DOCS = ROOT / "docs"
 REFERENCE = ROOT / "training_results" / "reference"
@@ -350,11 +352,10 @@ def small_weights(path, dim=8, size=16):
     """Untrained weights of a small network, in the bundled format."""
     import torch
 
-    exercise1 = load_script("exercise1_generate")
     torch.manual_seed(0)
     process = {"image_size": size, "timesteps": 1000, "objective": "pred_noise",
                "beta_schedule": "sigmoid"}  # fmt: skip
-    diffusion = exercise1.build_diffusion(dim=dim, dim_mults=(1, 2), **process)
+    diffusion = build_diffusion(dim=dim, dim_mults=(1, 2), **process)
     state = {
         f"ema_model.{k}": v.half() if k.startswith("model.") else v
         for k, v in diffusion.state_dict().items()
@@ -407,8 +408,7 @@ def test_quick_start_snippet_fits_the_real_network():
     diffusion = names["diffusion"]
     assert sum(w.numel() for w in diffusion.model.parameters()) == 35_711_491
     assert diffusion.objective == "pred_noise"
-    exercise1 = load_script("exercise1_generate")
-    expected = exercise1.build_diffusion()
+    expected = build_diffusion()
     assert diffusion.betas.equal(expected.betas)
     assert diffusion.is_ddim_sampling
 

@@ -1,6 +1,5 @@
 """exercise1_generate.py: weight files, images, folders, interruptions, bad input."""
 
-import ast
 import errno
 import json
 import os
@@ -21,6 +20,11 @@ import torch
 from conftest import ROOT, load_script
 from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
 from PIL import Image
+
+from ddpm_basics.console import UserError
+from ddpm_basics.files import write_atomically
+from ddpm_basics.hardware import pick_precision
+from ddpm_basics.model import load_weights
 
 exercise1 = load_script("exercise1_generate")
 SCRIPT = ROOT / "exercise1_generate.py"
@@ -202,7 +206,7 @@ def test_compiled_images_are_the_same(draw, tmp_path):
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's /proc")
 def test_memory_stays_flat(weights, tmp_path):
     """Three hundred images need no more memory than a hundred."""
-    diffusion, _ = exercise1.load_weights(weights)
+    diffusion, _ = load_weights(weights)
     options = SimpleNamespace(seed=0, steps=1, sampler="ddim", batch_size=4, compile="off",
                               samples_dir=tmp_path, min_signal=0.03)  # fmt: skip
 
@@ -382,7 +386,7 @@ def same_state(diffusion, expected, tolerance=1e-6):
 
 def test_a_checkpoint_of_the_librarys_trainer(cli, trainer_checkpoint, tmp_path):
     path, ema = trainer_checkpoint
-    diffusion, facts = exercise1.load_weights(path, image_size=SIZE)
+    diffusion, facts = load_weights(path, image_size=SIZE)
     assert same_state(diffusion, ema)
     raw = torch.load(path, weights_only=True)["model"]
     assert raw.keys() == ema.keys(), "the raw network would have fitted as well"
@@ -395,7 +399,7 @@ def test_a_checkpoint_of_the_librarys_trainer(cli, trainer_checkpoint, tmp_path)
 
 
 def test_the_bundled_file(weights):
-    diffusion, facts = exercise1.load_weights(weights)
+    diffusion, facts = load_weights(weights)
     checkpoint = torch.load(weights, weights_only=True)
     state = {k.removeprefix("ema_model."): v for k, v in checkpoint["ema"].items()}
     assert same_state(diffusion, state)
@@ -413,7 +417,7 @@ def test_the_snippet_of_the_lesson(kind, weights, trainer_checkpoint):
     state = {k.removeprefix('ema_model.'): v for k, v in checkpoint['ema'].items()
              if k.startswith('ema_model.')}  # fmt: skip
     diffusion.load_state_dict(state)
-    assert same_state(exercise1.load_weights(path, SIZE)[0], diffusion.state_dict())
+    assert same_state(load_weights(path, SIZE)[0], diffusion.state_dict())
 
 
 @pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "module._orig_mod."])
@@ -423,7 +427,7 @@ def test_bare_state_dicts(tmp_path, part, prefix):
     source = diffusion if part == "diffusion" else diffusion.model
     path = tmp_path / "bare.pt"
     torch.save({prefix + key: value for key, value in source.state_dict().items()}, path)
-    loaded, facts = exercise1.load_weights(path, image_size=SIZE)
+    loaded, facts = load_weights(path, image_size=SIZE)
     assert same_state(loaded, diffusion.state_dict())
     assert facts["step"] is None
     assert facts["kind"] == ("bare weights" if part == "diffusion" else "bare U-Net weights")
@@ -434,9 +438,7 @@ def test_a_compiled_unet_inside_a_diffusion(tmp_path):
     renamed = {key.replace("model.", "model._orig_mod."): value
                for key, value in diffusion.state_dict().items()}  # fmt: skip
     torch.save(renamed, tmp_path / "compiled.pt")
-    assert same_state(
-        exercise1.load_weights(tmp_path / "compiled.pt", SIZE)[0], diffusion.state_dict()
-    )
+    assert same_state(load_weights(tmp_path / "compiled.pt", SIZE)[0], diffusion.state_dict())
 
 
 @pytest.mark.parametrize("min_snr", [False, True])
@@ -445,7 +447,7 @@ def test_a_compiled_unet_inside_a_diffusion(tmp_path):
 def test_objective_and_schedule_are_read_from_the_buffers(tmp_path, objective, schedule, min_snr):
     diffusion = make_diffusion(objective, schedule, min_snr_loss_weight=min_snr)
     torch.save(diffusion.state_dict(), tmp_path / "bare.pt")
-    loaded, facts = exercise1.load_weights(tmp_path / "bare.pt", SIZE)
+    loaded, facts = load_weights(tmp_path / "bare.pt", SIZE)
     assert (facts["objective"], facts["beta_schedule"]) == (objective, schedule)
     assert loaded.objective == objective
     assert torch.equal(loaded.alphas_cumprod, diffusion.alphas_cumprod)
@@ -454,7 +456,7 @@ def test_objective_and_schedule_are_read_from_the_buffers(tmp_path, objective, s
 def test_a_schedule_of_ones_own_comes_with_the_file(tmp_path):
     diffusion = make_diffusion(schedule_fn_kwargs={"tau": 0.7})
     torch.save(diffusion.state_dict(), tmp_path / "own.pt")
-    loaded, facts = exercise1.load_weights(tmp_path / "own.pt", SIZE)
+    loaded, facts = load_weights(tmp_path / "own.pt", SIZE)
     assert facts["beta_schedule"] == "custom"
     assert torch.equal(loaded.alphas_cumprod, diffusion.alphas_cumprod)
 
@@ -462,7 +464,7 @@ def test_a_schedule_of_ones_own_comes_with_the_file(tmp_path):
 def test_width_multipliers_and_channels_are_read_from_the_shapes(tmp_path):
     unet = Unet(dim=12, dim_mults=(1, 3, 4), channels=1)
     torch.save(unet.state_dict(), tmp_path / "grey.pt")
-    loaded, facts = exercise1.load_weights(tmp_path / "grey.pt", SIZE)
+    loaded, facts = load_weights(tmp_path / "grey.pt", SIZE)
     assert (facts["dim"], facts["dim_mults"], facts["channels"]) == (12, (1, 3, 4), 1)
     assert loaded.channels == 1
 
@@ -651,99 +653,6 @@ def test_ctrl_c_keeps_what_is_finished_and_the_next_run_goes_on(cli, weights, dr
     assert all(same(expected[name], images[name]) for name in expected)
 
 
-@pytest.mark.parametrize("moment", ["numpy", "torch.types", "accelerate", "scipy"])
-def test_ctrl_c_while_the_libraries_load(tmp_path, moment):
-    """Python reports every import as it happens; the signal comes right after the one named."""
-    process = subprocess.Popen(
-        [sys.executable, "-X", "importtime", str(SCRIPT)], cwd=tmp_path,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    seen = []
-    for line in process.stderr:
-        seen.append(line)
-        if re.search(rf"\| +{re.escape(moment)}\n", line):
-            break
-    process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=120)
-    errors = [line for line in (*seen, *rest.splitlines()) if "import time:" not in line]
-    assert process.returncode == 130, "".join(errors)
-    assert "Traceback" not in "".join(errors)
-    assert sum("Interrupted" in line for line in errors) == 1
-    assert not list(tmp_path.iterdir())
-
-
-# ---- Libraries that do not load ------------------------------------------------------------------
-
-FAKES = {
-    "torch": "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')",
-    "PIL": "raise ModuleNotFoundError(\"No module named 'PIL'\", name='PIL')",
-    "denoising_diffusion_pytorch": "raise RuntimeError('operator torchvision::nms does not exist')",
-    "accelerate": "raise OSError('libcudart.so.99: cannot open shared object file')",
-}
-MENDED_BY = {
-    "torch": "pip install torch",
-    "PIL": "pip install pillow",
-    "denoising_diffusion_pytorch": "--force-reinstall torch torchvision",
-    "accelerate": "--force-reinstall denoising-diffusion-pytorch",
-}
-
-
-@pytest.mark.parametrize("package", FAKES)
-def test_a_library_that_does_not_load_gets_the_command_that_mends_it(tmp_path, package):
-    (tmp_path / "fakes").mkdir()
-    for name, code in FAKES.items():
-        # The other ones load at once and hold whatever is asked of them.
-        code = code if name == package else "__path__ = []\ndef __getattr__(name): return name"
-        (tmp_path / "fakes" / f"{name}.py").write_text(code)
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT)], cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "fakes")},
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("Error: ")
-    assert MENDED_BY[package] in done.stderr
-
-
-def test_python_too_old(monkeypatch):
-    """An older Python gets far enough to say so: it can parse the file up to the hint."""
-    ast.parse(SCRIPT.read_text(), feature_version=(3, 8))
-    monkeypatch.setattr(sys, "version_info", (3, 8, 10))
-    hint = exercise1.library_hint(ImportError("Python is too old"))
-    assert "this is Python 3.8, but Python 3.10 or newer is needed" in hint
-
-
-# ---- One file on its own -------------------------------------------------------------------------
-
-
-def test_the_script_alone_in_an_empty_folder(weights, tmp_path):
-    shutil.copy(SCRIPT, tmp_path)
-    done = subprocess.run(
-        [sys.executable, "exercise1_generate.py", "--weights", str(weights), "--steps", "3",
-         "--num-samples", "2"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "s in all." in done.stdout, "the last words, too, reach a pipe"
-    assert len(fabrics(tmp_path / "generated_samples")) == 2
-    assert "Warning" not in done.stderr
-
-
-def test_help_answers_without_loading_torch(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", str(SCRIPT), "--help"],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0
-    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
-    assert "argparse" in loaded
-    assert not loaded & {"torch", "numpy", "PIL"}
-    for default in ("models/ddpm_african_fabrics.pt", "(default: 16)", "(default: 42)",
-                    "20 for dpmpp, 250 for ddim, 1000 for ddpm", "(default: dpmpp)",
-                    "(default: auto)", "exercise1_output.png", "generated_samples"):  # fmt: skip
-        assert default in re.sub(r"\s+", " ", done.stdout)
-
-
 def test_constants_are_the_defaults(monkeypatch):
     """RANDOM_SEED and SAMPLING_STEPS at the top are what the lesson tells learners to edit."""
     monkeypatch.setattr(exercise1, "RANDOM_SEED", 7)
@@ -758,10 +667,10 @@ def test_auto_precision_is_what_the_hardware_computes_fast():
     cpu = torch.device("cpu")
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     expected = torch.bfloat16 if native else torch.float32
-    assert exercise1.pick_precision("auto", cpu) == expected
-    assert exercise1.pick_precision("bf16", cpu) == torch.bfloat16
-    with pytest.raises(exercise1.UserError):
-        exercise1.pick_precision("fp16", cpu)
+    assert pick_precision("auto", cpu) == expected
+    assert pick_precision("bf16", cpu) == torch.bfloat16
+    with pytest.raises(UserError):
+        pick_precision("fp16", cpu)
 
 
 def test_write_atomically_leaves_the_old_file_when_writing_fails(tmp_path):
@@ -769,7 +678,7 @@ def test_write_atomically_leaves_the_old_file_when_writing_fails(tmp_path):
     path.write_text("old")
 
     def fail():
-        with exercise1.write_atomically(path) as temporary:
+        with write_atomically(path) as temporary:
             temporary.write_text("half of the n")
             raise ZeroDivisionError
 
@@ -777,7 +686,7 @@ def test_write_atomically_leaves_the_old_file_when_writing_fails(tmp_path):
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-    with exercise1.write_atomically(path) as temporary:
+    with write_atomically(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]

@@ -17,6 +17,21 @@ from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
 from denoising_diffusion_pytorch import denoising_diffusion_pytorch as library
 from PIL import Image
 
+from ddpm_basics.images import decode_image
+from ddpm_basics.model import build_diffusion
+from ddpm_basics.training import (
+    FIXED_IMAGES,
+    MAX_NOISY_WEIGHT,
+    Drawer,
+    draw_numbers,
+    fixed_timestep,
+    learning_rate,
+    spread,
+    thrifty_norms,
+    weight_by_min_snr,
+    weight_by_snr_plus_one,
+)
+
 ex3 = load_script("exercise3_train")
 
 SMALL = ["--image-size", "8", "--dim", "8", "--dim-mults", "1", "2", "--batch-size", "8",
@@ -36,13 +51,13 @@ def train(cli, cwd, data, *more, steps=20, save_every=10):
 
 def draw_batch(images, seed, step, positions, batch, timesteps):
     """x_0, t and noise of some positions in the effective batch of a step."""
-    numbers = ex3.draw_numbers(seed, step, positions, batch, timesteps, images.shape)
+    numbers = draw_numbers(seed, step, positions, batch, timesteps, images.shape)
     return ex3.make_batch(images, numbers)
 
 
 def tiny_diffusion(**choices):
     torch.manual_seed(0)
-    return ex3.build_diffusion(dim=8, dim_mults=(1, 2), image_size=8, **choices)
+    return build_diffusion(dim=8, dim_mults=(1, 2), image_size=8, **choices)
 
 
 def load(path):
@@ -122,57 +137,25 @@ def test_decode_image_kinds(tmp_path):
     """16 bits are scaled, transparency is white, sideways photographs are turned upright."""
     grey = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
     Image.fromarray(grey).save(tmp_path / "16bit.png")
-    decoded = np.asarray(ex3.decode_image(tmp_path / "16bit.png"))
+    decoded = np.asarray(decode_image(tmp_path / "16bit.png"))
     assert np.abs(decoded[..., 0] - grey / 257).max() <= 1
 
     Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (np.asarray(ex3.decode_image(tmp_path / "clear.png")) == 255).all()
+    assert (np.asarray(decode_image(tmp_path / "clear.png")) == 255).all()
 
     photo = Image.fromarray(np.repeat(np.uint8([[255] * 4 + [0] * 4]), 8, 0)).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     photo.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    upright = np.asarray(ex3.decode_image(tmp_path / "turned.jpg")).astype(int)
+    upright = np.asarray(decode_image(tmp_path / "turned.jpg")).astype(int)
     assert upright[0].mean() > 200 > 50 > upright[-1].mean()
 
     wide = Image.fromarray(np.hstack([np.zeros((8, 8)), np.full((8, 8), 255)]).astype(np.uint8))
     wide.save(tmp_path / "wide.png")
-    square = np.asarray(ex3.decode_image(tmp_path / "wide.png", 8)).astype(int)
+    square = np.asarray(decode_image(tmp_path / "wide.png", 8)).astype(int)
     assert square.shape == (8, 8, 3)
     assert square[:, :3].max() < 60  # cropped to the middle, not squeezed
     assert square[:, 5:].min() > 195
-
-
-def test_the_default_data_is_rendered_when_missing(tmp_path):
-    """On a fresh clone --verify starts prepare_fabrics.py; here with a stand-in of three lines."""
-    shutil.copy(ROOT / "exercise3_train.py", tmp_path)
-    (tmp_path / "prepare_fabrics.py").write_text(
-        "import sys; sys.path.insert(0, sys.argv[0].rsplit('/', 1)[0])\n"
-        f"sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
-        "from pathlib import Path; from conftest import write_blocks\n"
-        "folder = Path(sys.argv[sys.argv.index('--output') + 1])\n"
-        "write_blocks(folder, 110)\n"
-        "(folder / 'manifest.json').write_text('{\"sha256\": \"f00\"}')\n"
-    )
-    command = [sys.executable, "exercise3_train.py", "--verify"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "rendering the fabrics first" in done.stdout
-    assert done.stdout.splitlines()[-1] == "Found 110 images in dataset"
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert "rendering" not in done.stdout  # it is complete
-    folder = tmp_path / "african_fabric_processed"
-    (folder / "manifest.json").write_text('{"sha256": null}')  # interrupted half-way
-    (folder / "a/0000.png").unlink()
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert "rendering the rest first" in done.stdout
-    assert done.stdout.splitlines()[-1] == "Found 110 images in dataset"
-    (tmp_path / "prepare_fabrics.py").unlink()
-    shutil.rmtree(tmp_path / "african_fabric_processed")
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "prepare_fabrics.py" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 # ---- one step ------------------------------------------------------------------------------------
@@ -191,9 +174,9 @@ def test_loss_and_gradients_equal_the_library(objective, min_snr):
     expected_loss.backward()
     expected = [p.grad.clone() for p in unet.parameters()]
 
-    ours = ex3.build_diffusion(dim=8, dim_mults=(1, 2), image_size=8, objective=objective)
+    ours = build_diffusion(dim=8, dim_mults=(1, 2), image_size=8, objective=objective)
     if min_snr:
-        ex3.weight_by_min_snr(ours)
+        weight_by_min_snr(ours)
     ours.model.load_state_dict(unet.state_dict())
     ours.to(memory_format=torch.channels_last)
     losses = ex3.denoising_loss(ours, ours.model, images * 2 - 1, t, noise)
@@ -208,7 +191,7 @@ def test_loss_and_gradients_equal_the_library(objective, min_snr):
 def test_snr_plus_one_makes_it_the_error_of_v(objective):
     """Whatever the network predicts: the loss is the squared error of v that the library finds."""
     diffusion = tiny_diffusion(objective=objective)
-    ex3.weight_by_snr_plus_one(diffusion)
+    weight_by_snr_plus_one(diffusion)
     x_0, noise, t = torch.rand(32, 3, 8, 8), torch.randn(32, 3, 8, 8), torch.arange(32) * 30
     with torch.no_grad():
         losses = ex3.denoising_loss(diffusion, diffusion.model, x_0, t, noise)
@@ -217,7 +200,7 @@ def test_snr_plus_one_makes_it_the_error_of_v(objective):
         v = diffusion.predict_v(guess.pred_x_start, t, guess.pred_noise)
         error = (v - diffusion.predict_v(x_0, t, noise)).square().mean(dim=(1, 2, 3))
     assert losses.tolist() == pytest.approx(error.tolist(), rel=2e-3)
-    assert diffusion.noisy_weight.max() == ex3.MAX_NOISY_WEIGHT
+    assert diffusion.noisy_weight.max() == MAX_NOISY_WEIGHT
     assert "noisy_weight" not in diffusion.state_dict(), "other programs could not load it"
 
 
@@ -233,7 +216,7 @@ def test_bf16_loss_is_within_two_percent():
 
 def test_thrifty_norms_change_the_dtype_and_nothing_else():
     theirs, ours = tiny_diffusion().model, tiny_diffusion().model
-    ex3.thrifty_norms(ours)
+    thrifty_norms(ours)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     with torch.no_grad():
         for parameter in ours.parameters():  # gains that are not all one
@@ -262,17 +245,16 @@ def test_freed_memory_is_kept():
     next tensor then no longer fits into.
     """
     script = f"""
-import importlib.util, resource, sys, torch
-spec = importlib.util.spec_from_file_location("ex3", {str(ROOT / "exercise3_train.py")!r})
-ex3 = sys.modules["ex3"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(ex3)
+import resource, sys, torch
+sys.path.insert(0, {str(ROOT)!r})
+from ddpm_basics.hardware import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):
         torch.zeros(16 << 20).add_(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 before = faults()
-ex3.keep_freed_memory()
+keep_freed_memory()
 print(before, min(faults() for _ in range(5)))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -322,11 +304,11 @@ def test_a_batch_does_not_depend_on_how_it_is_split():
 def test_drawing_ahead_changes_nothing():
     args = ex3.parse_options(["--train", "--batch-size", "4", "--gradient-accumulate", "2"])
     shape = torch.Size((100, 3, 8, 8))
-    drawer = ex3.Drawer(args, shape, process=1, processes=2)
+    drawer = Drawer(args, shape, process=1, processes=2)
     # In order, then a jump as after --resume, then one step twice.
     for step, micro in [(1, 0), (1, 1), (2, 0), (7, 0), (7, 1), (7, 1), (8, 0)]:
         first = 4 * micro + 2  # the second half of each micro-batch is this process'
-        wanted = ex3.draw_numbers(args.seed, step, range(first, first + 2), 8, 1000, shape)
+        wanted = draw_numbers(args.seed, step, range(first, first + 2), 8, 1000, shape)
         for ours, expected in zip(drawer.take(step, micro), wanted, strict=True):
             np.testing.assert_array_equal(ours, expected)
     assert list(drawer.ahead) == [(8, 1)]
@@ -336,15 +318,15 @@ def test_drawing_ahead_changes_nothing():
 
 def test_fixed_images_come_from_every_folder():
     images = torch.arange(1059)
-    chosen = ex3.spread(images)
-    assert len(chosen) == ex3.FIXED_IMAGES
+    chosen = spread(images)
+    assert len(chosen) == FIXED_IMAGES
     counts = torch.bincount(chosen * 12 // 1059, minlength=12)  # twelve traditions in a row
     assert counts.min() >= 8
     assert counts.max() <= 9
 
 
 def test_fixed_timesteps_fill_their_bins():
-    t = [ex3.fixed_timestep(place, 1000) for place in range(100)]
+    t = [fixed_timestep(place, 1000) for place in range(100)]
     for b in range(10):
         assert all(100 * b <= x < 100 * (b + 1) for x in t[b::10])
         assert len(set(t[b::10])) == 10
@@ -354,18 +336,18 @@ def test_learning_rate_schedule():
     args = ex3.parse_options(
         ["--train", "--lr", "1e-3", "--lr-final", "1e-4", "--warmup-steps", "10", "--steps", "110"]
     )
-    assert ex3.learning_rate(5, args) == pytest.approx(5e-4)
-    assert ex3.learning_rate(10, args) == pytest.approx(1e-3)
-    assert ex3.learning_rate(60, args) == pytest.approx(5.5e-4)
-    assert ex3.learning_rate(110, args) == pytest.approx(1e-4)
-    assert ex3.learning_rate(500, ex3.parse_options(["--train"])) == 2e-4
+    assert learning_rate(5, args) == pytest.approx(5e-4)
+    assert learning_rate(10, args) == pytest.approx(1e-3)
+    assert learning_rate(60, args) == pytest.approx(5.5e-4)
+    assert learning_rate(110, args) == pytest.approx(1e-4)
+    assert learning_rate(500, ex3.parse_options(["--train"])) == 2e-4
 
 
 def test_network_and_process_are_the_courses():
     args = ex3.parse_options(["--train"])
     assert (args.batch_size, args.steps, args.schedule, args.objective) == (
         32, 100_000, "sigmoid", "pred_noise")  # fmt: skip
-    diffusion = ex3.build_diffusion(dim=args.dim, dim_mults=args.dim_mults)
+    diffusion = build_diffusion(dim=args.dim, dim_mults=args.dim_mults)
     assert sum(p.numel() for p in diffusion.model.parameters()) == 35_711_491
 
 
@@ -544,14 +526,6 @@ def test_outputs_that_cannot_be_written(cli, tiny_data, tmp_path):
         assert words in done.sentence
     if not torch.cuda.is_available():
         assert "cuda" in train(cli, tmp_path, tiny_data, "--device", "cuda").sentence
-
-
-def test_help_answers_without_loading_torch():
-    command = [sys.executable, "-X", "importtime", str(ROOT / "exercise3_train.py"), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "(default: 100000)" in done.stdout
-    assert "torch" not in {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
 
 
 def test_memory_error_names_the_settings_that_fit(cli, tiny_data, tmp_path):

@@ -15,18 +15,36 @@ sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
 import bench_sampling
 import measure_samplers
+from denoising_diffusion_pytorch import denoising_diffusion_pytorch as library
+
+from ddpm_basics.console import UserError
+from ddpm_basics.files import file_digest
+from ddpm_basics.model import build_diffusion
+from ddpm_basics.sampling import (
+    SAMPLERS,
+    asinh_times,
+    asked_timesteps,
+    choose_times,
+    even_times,
+    noise_levels,
+    predict_x_0,
+    sample_ddim,
+    sample_ddpm,
+    sample_dpmpp,
+    starting_noise,
+)
 
 exercise1 = load_script("exercise1_generate")
 REFERENCE = ROOT / "training_results" / "reference"
 SHAPE = (3, 16, 16)
-ALL_SAMPLERS = sorted(exercise1.SAMPLERS)
+ALL_SAMPLERS = sorted(SAMPLERS)
 
 
 @pytest.fixture(scope="module")
 def trained():
     """A tiny network that has learned something, so that its x_0 is not clipped everywhere."""
     torch.manual_seed(0)
-    diffusion = exercise1.build_diffusion(dim=8, dim_mults=(1, 2), image_size=16)
+    diffusion = build_diffusion(dim=8, dim_mults=(1, 2), image_size=16)
     optimizer = torch.optim.Adam(diffusion.parameters(), lr=3e-3)
     ramp = torch.linspace(0, 1, 16)
     for _ in range(60):
@@ -41,12 +59,12 @@ def trained():
 
 @pytest.fixture(scope="module")
 def x_T():
-    return exercise1.starting_noise(range(2), SHAPE)[0]
+    return starting_noise(range(2), SHAPE)[0]
 
 
 def library_sample(monkeypatch, diffusion, x_T, steps, eta=0.0):
     """The library's own sample(), made to start from x_T and to take our images' noise."""
-    generators = exercise1.starting_noise(range(len(x_T)), SHAPE)[1]
+    generators = starting_noise(range(len(x_T)), SHAPE)[1]
     monkeypatch.setattr(diffusion, "sampling_timesteps", steps)
     monkeypatch.setattr(diffusion, "is_ddim_sampling", steps < diffusion.num_timesteps)
     monkeypatch.setattr(diffusion, "ddim_sampling_eta", eta)
@@ -66,43 +84,43 @@ def fresh(generators):
 @pytest.mark.parametrize("steps", [50, 250])
 def test_ddim_equals_the_library(monkeypatch, trained, x_T, steps):
     expected = library_sample(monkeypatch, trained, x_T, steps)
-    images = exercise1.sample_ddim(trained, x_T, steps)
+    images = sample_ddim(trained, x_T, steps)
     assert (images - expected).abs().max() < 1e-4
     assert images.std() > 0.05, "a constant image would agree as well"
 
 
 def test_ddpm_equals_the_library(monkeypatch, trained, x_T):
     expected = library_sample(monkeypatch, trained, x_T, 1000)
-    x_T, generators = exercise1.starting_noise(range(2), SHAPE)
-    images = exercise1.sample_ddpm(trained, x_T, 1000, generators=generators)
+    x_T, generators = starting_noise(range(2), SHAPE)
+    images = sample_ddpm(trained, x_T, 1000, generators=generators)
     assert (images - expected).abs().max() < 1e-4
 
 
 def test_eta_one_equals_the_library_and_ancestral_sampling(monkeypatch, trained, x_T):
     expected = library_sample(monkeypatch, trained, x_T, 50, eta=1.0)
-    for sample, extra in ((exercise1.sample_ddim, {"eta": 1.0}), (exercise1.sample_ddpm, {})):
-        x_T, generators = exercise1.starting_noise(range(2), SHAPE)
+    for sample, extra in ((sample_ddim, {"eta": 1.0}), (sample_ddpm, {})):
+        x_T, generators = starting_noise(range(2), SHAPE)
         images = sample(trained, x_T, 50, generators=generators, **extra)
         assert (images - expected).abs().max() < 1e-4
 
 
 def test_ddim_takes_all_the_steps_without_any_noise(trained, x_T):
-    first = exercise1.sample_ddim(trained, x_T, 1000)
-    again = exercise1.sample_ddim(trained, x_T, 1000)
-    near = exercise1.sample_ddim(trained, x_T, 500)
+    first = sample_ddim(trained, x_T, 1000)
+    again = sample_ddim(trained, x_T, 1000)
+    near = sample_ddim(trained, x_T, 500)
     assert torch.equal(first, again)
     assert (first - near).abs().mean() < 0.01, "more steps lead to another image"
 
 
 @pytest.mark.parametrize("objective", ["pred_noise", "pred_v", "pred_x0"])
 def test_x_0_equals_the_library_for_every_objective(trained, x_T, objective):
-    diffusion = exercise1.build_diffusion(8, (1, 2), 3, 16, objective=objective).eval()
+    diffusion = build_diffusion(8, (1, 2), 3, 16, objective=objective).eval()
     diffusion.model.load_state_dict(trained.model.state_dict())
     for t in (0, 400, 999):
         times = torch.full((len(x_T),), t)
         with torch.inference_mode():
             expected = diffusion.model_predictions(x_T, times, clip_x_start=True).pred_x_start
-            x_0 = exercise1.predict_x_0(diffusion, x_T, t)
+            x_0 = predict_x_0(diffusion, x_T, t)
         # At t = 999 both divide by alpha_t = 0.0005, and their rounding grows with it.
         assert (x_0 - expected).abs().max() < (1e-3 if t == 999 else 1e-4)
 
@@ -120,7 +138,7 @@ class ExactMixture:
     objective = "pred_noise"
 
     def __init__(self, timesteps):
-        betas = exercise1.library.linear_beta_schedule(timesteps)
+        betas = library.linear_beta_schedule(timesteps)
         alphas_cumprod = torch.cumprod(1 - betas, 0)
         self.num_timesteps = timesteps
         self.sqrt_alphas_cumprod = alphas_cumprod.sqrt()
@@ -168,7 +186,7 @@ class ExactMixture:
 def mixture():
     """The exact network (10,000 timesteps: the grid is finer than any error), noise and answer."""
     network = ExactMixture(10_000)
-    x_T = exercise1.starting_noise(range(64), (2, 1, 1))[0].double()
+    x_T = starting_noise(range(64), (2, 1, 1))[0].double()
     return network, x_T, network.exact(x_T)
 
 
@@ -193,13 +211,13 @@ def test_the_exact_answer_is_on_the_mixture(mixture):
 
 
 def test_ddim_converges_with_order_one(mixture):
-    order, errors = order_of(exercise1.sample_ddim, mixture, (20, 40, 80, 160, 320))
+    order, errors = order_of(sample_ddim, mixture, (20, 40, 80, 160, 320))
     assert 0.8 < order < 1.25, errors
     assert errors[-1] < 0.01
 
 
 def test_dpmpp_converges_with_order_two(mixture):
-    order, errors = order_of(exercise1.sample_dpmpp, mixture, (20, 40, 80, 160))
+    order, errors = order_of(sample_dpmpp, mixture, (20, 40, 80, 160))
     assert 1.8 < order < 2.6, errors
     assert errors[-1] < 1e-3
 
@@ -208,7 +226,7 @@ def test_dpmpp_beats_ddim_with_far_fewer_steps(mixture):
     """As exercise 1 draws: with its number of steps, and without asking in nearly pure noise."""
     steps = exercise1.SAMPLING_STEPS["dpmpp"]
     spared = {"min_signal": exercise1.MIN_SIGNAL}
-    fast, slow = (partial(s, **spared) for s in (exercise1.sample_dpmpp, exercise1.sample_ddim))
+    fast, slow = (partial(s, **spared) for s in (sample_dpmpp, sample_ddim))
     _, (few, fewer) = order_of(fast, mixture, (steps, 2 * steps))
     _, (many, more) = order_of(slow, mixture, (5 * steps // 2, 10 * steps))
     assert few < many
@@ -229,7 +247,7 @@ class BlindInNoise(ExactMixture):
 @pytest.mark.parametrize(("name", "steps"), [("ddim", 400), ("dpmpp", 40)])
 def test_min_signal_keeps_errors_in_pure_noise_out(mixture, name, steps):
     exact_network, x_T, exact = mixture
-    sample = exercise1.SAMPLERS[name]
+    sample = SAMPLERS[name]
 
     def error(network, min_signal):
         x_0 = sample(network, x_T, steps, min_signal=min_signal).flatten(1) * 2 - 1
@@ -244,7 +262,7 @@ def test_min_signal_keeps_errors_in_pure_noise_out(mixture, name, steps):
 @pytest.mark.parametrize("name", ALL_SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 2, 12, 1000])
 def test_below_min_signal_the_network_is_not_asked(monkeypatch, trained, name, steps):
-    x_T, generators = exercise1.starting_noise([0], SHAPE)
+    x_T, generators = starting_noise([0], SHAPE)
     network, asked, guesses = trained.model.forward, [], {}
 
     def spy(x_t, times):
@@ -252,10 +270,10 @@ def test_below_min_signal_the_network_is_not_asked(monkeypatch, trained, name, s
         return network(x_t, times)
 
     monkeypatch.setattr(trained.model, "forward", spy)
-    sample = exercise1.SAMPLERS[name]
+    sample = SAMPLERS[name]
     sample(trained, x_T, steps, lambda t, _, x_0: guesses.update({t: x_0}), generators,
            min_signal=0.03)  # fmt: skip
-    alpha, _ = exercise1.noise_levels(trained)
+    alpha, _ = noise_levels(trained)
     assert len(guesses) == steps
     assert asked == [t for t in guesses if alpha[t] >= 0.03]
     assert all((x_0 == 0).all() for t, x_0 in guesses.items() if alpha[t] < 0.03)
@@ -266,11 +284,11 @@ def test_below_min_signal_the_network_is_not_asked(monkeypatch, trained, name, s
 
 
 def test_networks_that_divide_by_nothing_are_always_asked(trained):
-    assert exercise1.asked_timesteps(trained, 0) == 1000
-    assert exercise1.asked_timesteps(trained, 0.03) == 997
+    assert asked_timesteps(trained, 0) == 1000
+    assert asked_timesteps(trained, 0.03) == 997
     for objective in ("pred_v", "pred_x0"):
-        diffusion = exercise1.build_diffusion(8, (1, 2), 3, 16, objective=objective)
-        assert exercise1.asked_timesteps(diffusion, 0.03) == 1000
+        diffusion = build_diffusion(8, (1, 2), 3, 16, objective=objective)
+        assert asked_timesteps(diffusion, 0.03) == 1000
 
 
 # ---- What all samplers promise -------------------------------------------------------------------
@@ -278,7 +296,7 @@ def test_networks_that_divide_by_nothing_are_always_asked(trained):
 
 @pytest.mark.parametrize("name", ALL_SAMPLERS)
 def test_callback_range_and_length(trained, name):
-    x_T, generators = exercise1.starting_noise(range(2), SHAPE)
+    x_T, generators = starting_noise(range(2), SHAPE)
     seen = []
 
     def note(t, x_t, x_0):
@@ -287,7 +305,7 @@ def test_callback_range_and_length(trained, name):
         assert x_0.abs().max() <= 1
         seen.append(t)
 
-    images = exercise1.SAMPLERS[name](trained, x_T, 12, note, generators)
+    images = SAMPLERS[name](trained, x_T, 12, note, generators)
     assert len(seen) == 12
     assert seen[0] == 999
     assert all(later < earlier for earlier, later in itertools.pairwise(seen))
@@ -298,10 +316,10 @@ def test_callback_range_and_length(trained, name):
 
 @pytest.mark.parametrize("name", ALL_SAMPLERS)
 def test_an_image_does_not_depend_on_its_company(trained, name):
-    sample = exercise1.SAMPLERS[name]
+    sample = SAMPLERS[name]
 
     def draw(seeds):
-        x_T, generators = exercise1.starting_noise(seeds, SHAPE)
+        x_T, generators = starting_noise(seeds, SHAPE)
         return sample(trained, x_T, 20, generators=generators)
 
     together = draw(range(16))
@@ -320,8 +338,8 @@ def test_bf16_is_for_the_network_alone(monkeypatch, trained, name):
         return output
 
     def draw(precision):
-        x_T, generators = exercise1.starting_noise(range(2), SHAPE)
-        return exercise1.SAMPLERS[name](
+        x_T, generators = starting_noise(range(2), SHAPE)
+        return SAMPLERS[name](
             trained,
             x_T,
             20,
@@ -341,17 +359,17 @@ def test_bf16_is_for_the_network_alone(monkeypatch, trained, name):
 
 @pytest.mark.parametrize("name", ALL_SAMPLERS)
 def test_one_step_and_too_many_steps(trained, name):
-    x_T, generators = exercise1.starting_noise([0], SHAPE)
-    sample = exercise1.SAMPLERS[name]
+    x_T, generators = starting_noise([0], SHAPE)
+    sample = SAMPLERS[name]
     assert sample(trained, x_T, 1, generators=generators).shape == (1, *SHAPE)
-    with pytest.raises(exercise1.UserError, match="1001 steps"):
+    with pytest.raises(UserError, match="1001 steps"):
         sample(trained, x_T, 1001, generators=generators)
 
 
 def test_dpmpp_takes_its_times_evenly_in_the_asinh_of_lambda(mixture):
     """Up to the interval that crosses what cannot be seen; and one more would reach t = 0."""
-    alpha, sigma = levels = exercise1.noise_levels(mixture[0])
-    *times, end = exercise1.asinh_times(levels, 20)
+    alpha, sigma = levels = noise_levels(mixture[0])
+    *times, end = asinh_times(levels, 20)
     assert (times[0], end) == (9_999, -1)
     reached = [*times[2:], 0]
     places = [math.asinh((math.log(alpha[t] / sigma[t]) + 1.7) / 1.8) for t in reached]
@@ -363,16 +381,16 @@ def test_dpmpp_takes_its_times_evenly_in_the_asinh_of_lambda(mixture):
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
 @pytest.mark.parametrize("timesteps", [10, 1000])
 def test_every_number_of_steps_has_its_times(schedule, timesteps):
-    diffusion = exercise1.build_diffusion(8, (1, 2), 3, 16, timesteps, beta_schedule=schedule)
-    levels = exercise1.noise_levels(diffusion)
+    diffusion = build_diffusion(8, (1, 2), 3, 16, timesteps, beta_schedule=schedule)
+    levels = noise_levels(diffusion)
     for steps in {1, 2, 3, 4, 5, 9, 20, 50, 333, 900, 999, timesteps}:
         if steps > timesteps:
             continue
         for times in (
-            exercise1.even_times(levels, steps),
-            exercise1.asinh_times(levels, steps),
-            exercise1.choose_times(levels, steps, timesteps - 3, exercise1.even_times),
-            exercise1.choose_times(levels, steps, timesteps - 3, exercise1.asinh_times),
+            even_times(levels, steps),
+            asinh_times(levels, steps),
+            choose_times(levels, steps, timesteps - 3, even_times),
+            choose_times(levels, steps, timesteps - 3, asinh_times),
         ):
             assert len(times) == steps + 1
             assert times[0] == timesteps - 1 or steps == 1
@@ -381,12 +399,12 @@ def test_every_number_of_steps_has_its_times(schedule, timesteps):
 
 
 def test_starting_noise_depends_on_the_seed_alone():
-    together, _ = exercise1.starting_noise(range(10, 15), SHAPE)
-    alone, _ = exercise1.starting_noise([12], SHAPE)
+    together, _ = starting_noise(range(10, 15), SHAPE)
+    alone, _ = starting_noise([12], SHAPE)
     assert torch.equal(together[2], alone[0])
     assert abs(together.mean()) < 0.05
     assert 0.95 < together.std() < 1.05
-    _, (generator,) = exercise1.starting_noise([12], SHAPE)
+    _, (generator,) = starting_noise([12], SHAPE)
     assert not torch.equal(torch.randn(SHAPE, generator=generator), alone[0])
 
 
@@ -429,10 +447,10 @@ def test_measured_distances(measure, trained):
     assert first["rows"][0]["standard_error"] is None, "one image has no spread"
     assert list(record["distances"]) == ["0", "1", "2"]
     assert record["distances"]["0"] == first["distances"]["0"]
-    x_T = exercise1.starting_noise(range(3), SHAPE)[0]
-    reference = exercise1.sample_ddim(trained, x_T, 300, min_signal=exercise1.MIN_SIGNAL)
+    x_T = starting_noise(range(3), SHAPE)[0]
+    reference = sample_ddim(trained, x_T, 300, min_signal=exercise1.MIN_SIGNAL)
     for row, run in zip(record["rows"], measure_samplers.RUNS, strict=True):
-        images = exercise1.SAMPLERS[run[0]](trained, x_T, run[1], min_signal=exercise1.MIN_SIGNAL)
+        images = SAMPLERS[run[0]](trained, x_T, run[1], min_signal=exercise1.MIN_SIGNAL)
         expected = (images - reference).square().mean((1, 2, 3)).sqrt()
         assert row["distance"] == pytest.approx(expected.mean().item(), abs=1e-4)
         assert row["standard_error"] == pytest.approx(expected.std().item() / 3**0.5, abs=1e-4)
@@ -457,7 +475,7 @@ def test_kept_results_of_ddim_are_used_again(measure, tmp_path):
 def test_the_default_number_of_steps_is_enough():
     """Exercise 1 takes as many as the measurement on the shipped weights supports."""
     record = json.loads((REFERENCE / "samplers.json").read_text())
-    shipped = exercise1.file_digest(ROOT / exercise1.WEIGHTS)
+    shipped = file_digest(ROOT / exercise1.WEIGHTS)
     assert record["weights"] == shipped, "other weights: run tests/benchmarks/measure_samplers.py"
     distance = {(row["sampler"], row["steps"]): row["distance"] for row in record["rows"]}
     ours = distance["DPM-Solver++", exercise1.SAMPLING_STEPS["dpmpp"]]

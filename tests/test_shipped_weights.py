@@ -11,6 +11,12 @@ import torch
 from conftest import ROOT, load_script
 from PIL import Image
 
+from ddpm_basics.evaluation.distances import random_directions, sliced_wasserstein
+from ddpm_basics.evaluation.features import RandomConvolutions, patch_features, standardise
+from ddpm_basics.hardware import pick_precision, prepare_network
+from ddpm_basics.model import load_weights
+from ddpm_basics.sampling import sample_dpmpp, starting_noise
+
 WEIGHTS = ROOT / "models" / "ddpm_african_fabrics.pt"
 
 # Mean squared error of the predicted noise on held-out fabrics, mean over t. An untrained network
@@ -35,15 +41,15 @@ def exercise1():
 
 @pytest.fixture(scope="module")
 def loaded(exercise1):
-    return exercise1.load_weights(WEIGHTS)
+    return load_weights(WEIGHTS)
 
 
 @pytest.fixture(scope="module")
 def unseen(tmp_path_factory):
     """240 fabrics that no training run has seen, the traditions in turn, in [0, 1]."""
     folder = tmp_path_factory.mktemp("heldout") / "fabrics"
-    command = [sys.executable, str(ROOT / "prepare_fabrics.py"), "--split", "heldout"]
-    subprocess.run([*command, "--count", "240", "--output", str(folder)], check=True)
+    command = [sys.executable, "-m", "ddpm_basics.fabrics", "--split", "heldout"]
+    subprocess.run([*command, "--count", "240", "--output", str(folder)], check=True, cwd=ROOT)
     order = sorted(folder.glob("*/*.png"), key=lambda path: (path.stem, path.parent.name))
     pictures = [np.asarray(Image.open(path)) for path in order]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
@@ -58,12 +64,12 @@ def heldout(unseen):
 @pytest.fixture(scope="module")
 def drawn(exercise1):
     """64 fabrics that the weights draw, in [0, 1]."""
-    diffusion, _ = exercise1.load_weights(WEIGHTS)
+    diffusion, _ = load_weights(WEIGHTS)
     device = torch.device("cpu")
-    precision = exercise1.pick_precision("auto", device)
-    exercise1.prepare_network(diffusion, device, precision, compiled=False)
-    x_T, _ = exercise1.starting_noise(range(SAMPLES), (3, 64, 64))
-    parts = [exercise1.sample_dpmpp(diffusion, part, 8, precision=precision,
+    precision = pick_precision("auto", device)
+    prepare_network(diffusion, device, precision, compiled=False)
+    x_T, _ = starting_noise(range(SAMPLES), (3, 64, 64))
+    parts = [sample_dpmpp(diffusion, part, 8, precision=precision,
                                     min_signal=exercise1.MIN_SIGNAL)
              for part in x_T.to(memory_format=torch.channels_last).split(8)]  # fmt: skip
     return torch.cat(parts)
@@ -105,21 +111,21 @@ def test_it_predicts_the_noise_in_unseen_fabrics(loaded, heldout):
     assert (x_t - noise).square().mean() > ERROR_BOUND  # the bound is not for nothing
 
 
-def distance(evaluation, images, unseen, space):
-    """Sliced Wasserstein distance of 64 images to unseen fabrics, by evaluate_fabrics.py."""
+def distance(images, unseen, space):
+    """Sliced Wasserstein distance of 64 images to unseen fabrics, by ddpm_basics.evaluation."""
     places = torch.rand(SAMPLES, 8, 2, generator=torch.Generator().manual_seed(0))
     features = {
-        name: evaluation.patch_features(x, places)
-        if space == "patches" else evaluation.RandomConvolutions()(x)
+        name: patch_features(x, places)
+        if space == "patches" else RandomConvolutions()(x)
         for name, x in {"samples": images, "heldout": unseen}.items()
     }  # fmt: skip
-    points = {name: own.flatten(0, 1) for name, own in evaluation.standardise(features).items()}
+    points = {name: own.flatten(0, 1) for name, own in standardise(features).items()}
     generator = torch.Generator().manual_seed(1)
-    directions = evaluation.random_directions(points["heldout"].shape[1], 128, generator)
-    return evaluation.sliced_wasserstein(points["samples"], points["heldout"], directions)
+    directions = random_directions(points["heldout"].shape[1], 128, generator)
+    return sliced_wasserstein(points["samples"], points["heldout"], directions)
 
 
-def faults(evaluation, images, unseen):
+def faults(images, unseen):
     """The bands that 64 images leave, against unseen fabrics: {what: values}."""
     reference, others = unseen[:SAMPLES], unseen[SAMPLES : 2 * SAMPLES]
     inside = images.std(dim=(2, 3)).mean(0) / unseen.std(dim=(2, 3)).mean(0)
@@ -131,10 +137,8 @@ def faults(evaluation, images, unseen):
         "spread of the fabrics' mean colours, ratio": palette.tolist(),
     }  # fmt: skip
     for space in ("patches", "convolutions"):
-        floor = distance(evaluation, others, reference, space)
-        measured[f"{space}, distance over floor"] = [
-            distance(evaluation, images, reference, space) / floor
-        ]
+        floor = distance(others, reference, space)
+        measured[f"{space}, distance over floor"] = [distance(images, reference, space) / floor]
     return {
         what: values
         for what, values in measured.items()
@@ -146,12 +150,11 @@ def test_its_fabrics_are_near_unseen_ones(drawn, unseen):
     """64 samples against 64 unseen fabrics, in units of the distance between 64 and 64 of those."""
     assert drawn.min() >= 0
     assert drawn.max() <= 1
-    assert faults(load_script("evaluate_fabrics"), drawn, unseen) == {}
+    assert faults(drawn, unseen) == {}
 
 
 def test_no_bad_file_gets_through(unseen):
     """What untrained, broken and half-trained networks draw: noise, flat colours, a blur."""
-    evaluation = load_script("evaluate_fabrics")
     others = unseen[SAMPLES : 2 * SAMPLES]
     noise = torch.rand(others.shape, generator=torch.Generator().manual_seed(2))
     bad = {
@@ -161,9 +164,9 @@ def test_no_bad_file_gets_through(unseen):
         "washed out": (others + 1) / 2,
         "one fabric": others[:1].expand_as(others),
     }
-    passed = [name for name, images in bad.items() if not faults(evaluation, images, unseen)]
+    passed = [name for name, images in bad.items() if not faults(images, unseen)]
     assert passed == []
-    assert faults(evaluation, others, unseen) == {}, "and the real ones pass"
+    assert faults(others, unseen) == {}, "and the real ones pass"
 
 
 def test_readmes_snippet_runs_as_it_stands(tmp_path, monkeypatch):

@@ -39,6 +39,10 @@ from denoising_diffusion_pytorch import GaussianDiffusion  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import exercise1_generate as exercise1  # noqa: E402
+from ddpm_basics.files import write_atomically  # noqa: E402
+from ddpm_basics.hardware import pick_device, pick_precision, prepare_network  # noqa: E402
+from ddpm_basics.model import build_diffusion, load_weights  # noqa: E402
+from ddpm_basics.sampling import asinh_times, asked_timesteps, choose_times, noise_levels  # noqa: E402
 
 STOCK_STEPS = 250
 RUNS_BEFORE, RUNS_AFTER = 2, 3  # of ours; of stock there is one
@@ -93,8 +97,8 @@ def operations_per_image(diffusion):
 
 def time_stock(weights, device, options):
     """Seconds of the library's own sample(), fp32, from fewer steps scaled up if asked for."""
-    _, facts = exercise1.load_weights(weights)
-    diffusion, _ = exercise1.load_weights(weights)
+    _, facts = load_weights(weights)
+    diffusion, _ = load_weights(weights)
     stock = GaussianDiffusion(
         diffusion.model, image_size=diffusion.image_size, timesteps=facts["timesteps"],
         objective=facts["objective"], beta_schedule=facts["beta_schedule"],
@@ -108,8 +112,8 @@ def time_stock(weights, device, options):
 
 def time_drawing(weights, device, precision, options):
     """Seconds of exercise 1's drawing, files included, imports and loading left out."""
-    diffusion, _ = exercise1.load_weights(weights)
-    exercise1.prepare_network(diffusion, device, precision, compiled=False)
+    diffusion, _ = load_weights(weights)
+    prepare_network(diffusion, device, precision, compiled=False)
     with tempfile.TemporaryDirectory() as folder:
         ours = SimpleNamespace(seed=0, sampler="dpmpp", compile="off", samples_dir=Path(folder),
                                min_signal=exercise1.MIN_SIGNAL)  # fmt: skip
@@ -124,9 +128,9 @@ def time_drawing(weights, device, precision, options):
 
 def default_evaluations(diffusion):
     """Count how often exercise 1 asks the network for an image, with its default sampler."""
-    asked = exercise1.asked_timesteps(diffusion, exercise1.MIN_SIGNAL)
-    levels, steps = exercise1.noise_levels(diffusion), exercise1.SAMPLING_STEPS["dpmpp"]
-    times = exercise1.choose_times(levels, steps, asked, exercise1.asinh_times)
+    asked = asked_timesteps(diffusion, exercise1.MIN_SIGNAL)
+    levels, steps = noise_levels(diffusion), exercise1.SAMPLING_STEPS["dpmpp"]
+    times = choose_times(levels, steps, asked, asinh_times)
     return sum(0 <= t < asked for t in times)
 
 
@@ -160,15 +164,15 @@ def hardware(device):
 def random_weights(folder):
     """Save an untrained network of the module's size."""
     path = Path(folder) / "untrained.pt"
-    torch.save(exercise1.build_diffusion().state_dict(), path)
+    torch.save(build_diffusion().state_dict(), path)
     return path
 
 
 def measure(options, weights):
     """Time everything; return the record that goes into the file."""
-    device = exercise1.pick_device(options.device)
-    precision = exercise1.pick_precision(options.precision, device)
-    diffusion, facts = exercise1.load_weights(weights)
+    device = pick_device(options.device)
+    precision = pick_precision(options.precision, device)
+    diffusion, facts = load_weights(weights)
     operations = operations_per_image(diffusion.to(device))
     count = default_evaluations(diffusion)
     rates = {name: matrix_rate(device, name) for name in {torch.float32, precision}}
@@ -233,7 +237,7 @@ def main(argv=None):
         record = measure(options, weights)
     show(record)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    with exercise1.write_atomically(options.output) as temporary:
+    with write_atomically(options.output) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
     print(f"Wrote {options.output}.")
 

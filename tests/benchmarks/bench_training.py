@@ -25,6 +25,8 @@ from pathlib import Path
 import torch
 from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
 
+from ddpm_basics.hardware import device_name, pick_device, pick_precision
+
 ROOT = Path(__file__).resolve().parents[2]
 FLOP_PER_IMAGE = 44e9  # forward and backward of one 64x64 image through the 35.7M U-Net
 
@@ -131,7 +133,7 @@ def work(pipe, args, precision, compiled):
     the variants together would not fit into a small machine.
     """
     ex3 = load_exercise3()
-    device = ex3.pick_device(args.device)
+    device = pick_device(args.device)
     if precision is None:
         run = stock_variant(args, device, Path(args.scratch))
     else:
@@ -176,7 +178,7 @@ class Variant:
 def plan(args, device, ex3):
     """{name: (precision, whether to compile)} of the variants; precision None is stock."""
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    best = names[ex3.pick_precision("auto", device)]
+    best = names[pick_precision("auto", device)]
     found = {"stock": (None, False)}
     for precision in dict.fromkeys(("fp32", best) if device.type == "cpu" else (best,)):
         found[f"ours, {precision}"] = (precision, False)
@@ -220,11 +222,11 @@ def take_turns(args, planned, device):
 def measure(args):
     """Time all variants in turn; returns what goes into the JSON file."""
     ex3 = load_exercise3()
-    device = ex3.pick_device(args.device)
+    device = pick_device(args.device)
     planned = plan(args, device, ex3)
     warm_up, seconds, memory, rates = take_turns(args, planned, device)
     return {
-        "hardware": ex3.device_name(device),
+        "hardware": device_name(device),
         "torch": str(torch.__version__),
         "library": ex3.LIBRARY_VERSION,
         "network": f"dim {args.dim}, multipliers {args.dim_mults}, {args.image_size}x"

@@ -18,9 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from reference_run import ROOT, exercise3, run_script
+from reference_run import ROOT, run_script
 
 import exercise1_generate as exercise1
+from ddpm_basics.hardware import device_name, pick_device
 
 MEASURES = ("sliced_wasserstein", "frechet", "kernel")
 
@@ -86,7 +87,7 @@ def main(argv=None):
     options.folder = options.folder.resolve()
     options.folder.mkdir(parents=True, exist_ok=True)
     record = {
-        "hardware": exercise3.device_name(exercise3.pick_device("auto")),
+        "hardware": device_name(pick_device("auto")),
         "samples": options.samples,
         "rows": [row_of(options, i, *file) for i, file in enumerate(options.files)],
     }

@@ -101,10 +101,10 @@ def hue_shares(images):
 
 
 def render(folder, *options):
-    """Run prepare_fabrics.py; return (seconds, seconds of processor time)."""
-    command = [sys.executable, str(ROOT / "prepare_fabrics.py"), "--output", str(folder), *options]
+    """Draw the fabrics of some options; return (seconds, seconds of processor time)."""
+    command = [sys.executable, "-m", "ddpm_basics.fabrics", "--output", str(folder), *options]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(command, check=True)
+    subprocess.run(command, cwd=ROOT, check=True)
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

@@ -27,6 +27,11 @@ from bench_sampling import hardware  # noqa: E402
 from tqdm.auto import tqdm  # noqa: E402
 
 import exercise1_generate as exercise1  # noqa: E402
+from ddpm_basics.console import share  # noqa: E402
+from ddpm_basics.files import file_digest, write_atomically  # noqa: E402
+from ddpm_basics.hardware import pick_device, pick_precision, prepare_network  # noqa: E402
+from ddpm_basics.model import load_weights  # noqa: E402
+from ddpm_basics.sampling import SAMPLERS, starting_noise  # noqa: E402
 
 REFERENCE = ("ddim", 1000)
 RUNS = [("ddim", steps) for steps in (20, 50, 250)]
@@ -42,7 +47,7 @@ def parse_options(argv=None):
     add("--weights", type=Path, default=ROOT / exercise1.WEIGHTS)
     add("--images", type=int, default=64)
     add("--batch-size", type=int, default=16)
-    add("--min-signal", type=exercise1.share, default=exercise1.MIN_SIGNAL,
+    add("--min-signal", type=share, default=exercise1.MIN_SIGNAL,
         help="alpha_t below which the network is not asked")  # fmt: skip
     add("--seed", type=int, default=1000, help="of the first image")
     add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
@@ -57,7 +62,7 @@ def parse_options(argv=None):
 def distances(diffusion, seeds, draw_from):
     """Draw these seeds with every sampler; return {"dpmpp 20": [distance of each image], ...}."""
     shape = (diffusion.channels, *diffusion.image_size)
-    x_T, _ = exercise1.starting_noise(seeds, shape)
+    x_T, _ = starting_noise(seeds, shape)
 
     def draw(sampler, steps):
         return draw_from(seeds, x_T, sampler, steps)
@@ -79,13 +84,13 @@ def make_draw(diffusion, device, precision, options, key, bar):
         if path and path.exists():
             bar.update(len(seeds) * steps)
             return torch.load(path, weights_only=True).to(device)
-        images = exercise1.SAMPLERS[sampler](
+        images = SAMPLERS[sampler](
             diffusion, x_T.to(device, memory_format=torch.channels_last), steps,
             lambda *_: bar.update(len(seeds)), None, precision, options.min_signal,
         )  # fmt: skip
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with exercise1.write_atomically(path) as temporary:
+            with write_atomically(path) as temporary:
                 torch.save(images.cpu(), temporary)
         return images
 
@@ -116,12 +121,12 @@ def summary(record):
 
 def main(argv=None):
     options = parse_options(argv)
-    device = exercise1.pick_device(options.device)
-    precision = exercise1.pick_precision(options.precision, device)
-    diffusion, facts = exercise1.load_weights(options.weights)
-    exercise1.prepare_network(diffusion, device, precision, compiled=options.compile)
+    device = pick_device(options.device)
+    precision = pick_precision(options.precision, device)
+    diffusion, facts = load_weights(options.weights)
+    prepare_network(diffusion, device, precision, compiled=options.compile)
     record = {
-        "weights": exercise1.file_digest(options.weights),
+        "weights": file_digest(options.weights),
         "step": facts["step"],
         "image_size": facts["image_size"],
         "precision": str(precision).removeprefix("torch."),
@@ -147,7 +152,7 @@ def main(argv=None):
             for position, seed in enumerate(batch):
                 record["distances"][str(seed)] = {k: v[position] for k, v in found.items()}
             options.output.parent.mkdir(parents=True, exist_ok=True)
-            with exercise1.write_atomically(options.output) as temporary:
+            with write_atomically(options.output) as temporary:
                 temporary.write_text(json.dumps(summary(record), indent=1) + "\n")
     record = summary(record)
     for row in record["rows"]:

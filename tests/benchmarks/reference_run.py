@@ -31,7 +31,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-import exercise3_train as exercise3  # noqa: E402
+from ddpm_basics.files import unused_name  # noqa: E402
+from ddpm_basics.runs import save_durably  # noqa: E402
 
 
 def parse_options(argv=None):
@@ -102,11 +103,11 @@ def export(checkpoint, out):
     }  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists():
-        shutil.copy2(out, exercise3.unused_name(out.with_name(f"{out.stem}.previous{out.suffix}")))
+        shutil.copy2(out, unused_name(out.with_name(f"{out.stem}.previous{out.suffix}")))
     config = state["config"]  # from before this checkpoint's own step was noted in it
     config["training"] |= {"steps_done": state["step"], "seconds": round(state["seconds"], 1)}
     bundled = {"step": state["step"], "version": state["version"], "ema": ema, "config": config}
-    exercise3.save_durably(bundled, out)
+    save_durably(bundled, out)
 
 
 def keep_record(options, best, reports):

@@ -39,6 +39,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from reference_run import ROOT, exercise3, run_script
 
+from ddpm_basics.hardware import device_name, pick_device
+from ddpm_basics.images import load_images
+from ddpm_basics.model import export_weights
+from ddpm_basics.training import BINS, fixed_errors
+
 RUNS = {  # name: what is added to the command of the plain run
     "plain": [],
     "other seed": ["--seed", "43"],
@@ -109,17 +114,15 @@ def train(options, name):
 def judge(options, run, model, name):
     """Held-out errors of one network, and evaluate_fabrics.py's report on its samples."""
     stem = options.folder / "".join(c if c.isalnum() else "_" for c in name)
-    unseen, _ = exercise3.load_images(options.folder / "heldout", options.image_size)
+    unseen, _ = load_images(options.folder / "heldout", options.image_size)
     # The noise is the same for all, also where training had another seed.
     same_noise = argparse.Namespace(**vars(run.args) | {"seed": exercise3.RANDOM_SEED})
     fixed = dataclasses.replace(run, args=same_noise)
     order = np.random.default_rng(0).permutation(len(unseen))  # every tradition in every bin
     chosen = unseen[order[: options.errors]].to(run.device)
-    errors = exercise3.fixed_errors(fixed, model, chosen)
+    errors = fixed_errors(fixed, model, chosen)
     weights, samples = stem.with_suffix(".pt"), stem.with_suffix(".samples")
-    exercise3.export_weights(
-        dataclasses.replace(run, ema=SimpleNamespace(ema_model=model)), weights
-    )
+    export_weights(dataclasses.replace(run, ema=SimpleNamespace(ema_model=model)), weights)
     # Asked in nearly pure noise as well, where the settings differ most.
     run_script("exercise1_generate.py", "--weights", weights, "--samples-dir", samples,
                "--num-samples", options.samples, "--seed", 5000, "--min-signal", 0,
@@ -156,7 +159,7 @@ def row_of(result, average, plain):
         "heldout_error": errors.mean(),
         "difference_to_plain": difference.mean(),
         "standard_error_of_difference": difference.std(ddof=1) / len(difference) ** 0.5,
-        "heldout_bins": [errors[b :: exercise3.BINS].mean() for b in range(exercise3.BINS)],
+        "heldout_bins": [errors[b::BINS].mean() for b in range(BINS)],
         **judged["headline"],
     }
 
@@ -191,7 +194,7 @@ def main(argv=None):
     plain = result_of(options, "plain")["averages"][OURS]["errors"]
     rows = [row_of(result, average, plain) for result in results for average in result["averages"]]
     record = {
-        "hardware": exercise3.device_name(exercise3.pick_device("auto")),
+        "hardware": device_name(pick_device("auto")),
         "torch": str(torch.__version__),
         "image_size": options.image_size,
         "batch_size": options.batch_size,

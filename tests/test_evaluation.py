@@ -1,24 +1,60 @@
-"""evaluate_fabrics.py: on folders whose answer is known, and on those that cannot be measured."""
+"""The evaluation: on folders whose answer is known, and on those that cannot be measured."""
 
 import errno
 import json
 import math
 import os
+import pkgutil
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, load_script
+from conftest import ROOT
 from PIL import Image, ImageFilter
 
-SCRIPT = ROOT / "evaluate_fabrics.py"
-evaluation = load_script("evaluate_fabrics")
+from ddpm_basics import evaluation
+from ddpm_basics.console import UserError
+from ddpm_basics.evaluation.__main__ import evaluate, main, parse_options
+from ddpm_basics.evaluation.copies import find_neighbours, is_copy
+from ddpm_basics.evaluation.distances import (
+    chance_mmd2,
+    distance_report,
+    draw_splits,
+    frechet_distance,
+    gaussian_of,
+    kernel_matrix,
+    random_directions,
+    sliced_wasserstein,
+    unbiased_mmd2,
+)
+from ddpm_basics.evaluation.features import feature_spaces, train_classifier
+from ddpm_basics.evaluation.folders import (
+    CLASSIFIER_IMAGES,
+    DEFAULT_HELDOUT,
+    HELDOUT_COUNT,
+    HELDOUT_SEED,
+    MINIMUM_IMAGES,
+    Fabrics,
+    fingerprints,
+    leave_out_known,
+    procedural_manifest,
+    split_heldout,
+)
+from ddpm_basics.evaluation.intervals import wilson
+from ddpm_basics.evaluation.report import DEFINITIONS
+from ddpm_basics.evaluation.shares import predict, true_shares
+
+MODULES = [
+    import_module(f"{evaluation.__name__}.{module.name}")
+    for module in pkgutil.iter_modules(evaluation.__path__)
+]
 
 KINDS = ("checks", "discs", "stripes", "waves")
 SPACES = ("pixels", "patches", "convolutions", "classifier")
@@ -52,7 +88,7 @@ def fabrics(count, seed, kinds=KINDS, name="folder"):
     labels = [kinds[i % len(kinds)] for i in range(count)]
     pixels = np.stack([draw(label, rng) for label in labels])
     files = [Path(name, label, f"{i:04d}.png") for i, label in enumerate(labels)]
-    return evaluation.Fabrics(
+    return Fabrics(
         Path(name), files, labels, torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     )
 
@@ -71,18 +107,26 @@ def changed(images, change):
     pixels = images.pixels.permute(0, 2, 3, 1).numpy() / 255
     pixels = np.stack([change(p) for p in pixels])
     pixels = torch.from_numpy((255 * pixels.clip(0, 1)).round().astype(np.uint8))
-    return evaluation.Fabrics(
+    return Fabrics(
         images.folder, images.files, images.labels, pixels.permute(0, 3, 1, 2).contiguous()
     )
+
+
+def replace(patch, name, value):
+    """Give a name another value in every module that uses it."""
+    homes = [module for module in MODULES if hasattr(module, name)]
+    assert homes, name
+    for module in homes:
+        patch.setattr(module, name, value)
 
 
 @pytest.fixture(scope="module")
 def quick():
     """Fewer splits, resamples and steps, for as long as the tests of this file last."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "SPLITS", 8)
-        patch.setattr(evaluation, "BOOTSTRAPS", 300)
-        patch.setattr(evaluation, "CLASSIFIER_STEPS", 80)
+        replace(patch, "SPLITS", 8)
+        replace(patch, "BOOTSTRAPS", 300)
+        replace(patch, "CLASSIFIER_STEPS", 80)
         yield patch
 
 
@@ -99,7 +143,7 @@ def heldout(quick):
 @pytest.fixture(scope="module")
 def judge(quick, train, heldout):
     """judge(samples) -> report; the classifier, the same for all, is trained once."""
-    original, trained = evaluation.train_classifier, []
+    original, trained = train_classifier, []
 
     def train_once(*arguments):
         if not trained:
@@ -107,10 +151,10 @@ def judge(quick, train, heldout):
         return trained[0]
 
     def call(samples, train=train, heldout=heldout, seed=0):
-        options = evaluation.parse_options(["unused", "--seed", str(seed)])
+        options = parse_options(["unused", "--seed", str(seed)])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(evaluation, "train_classifier", train_once)
-            return evaluation.evaluate(samples, train, heldout, options, torch.device("cpu"))
+            replace(patch, "train_classifier", train_once)
+            return evaluate(samples, train, heldout, options, torch.device("cpu"))
 
     return call
 
@@ -137,27 +181,25 @@ def test_frechet_of_known_gaussians():
     assert not torch.allclose(a @ b, b @ a)
     root = torch.sqrt((a @ b).trace() + 2 * torch.linalg.det(a @ b).sqrt())
     expected = float((mean_a - mean_b).square().sum() + a.trace() + b.trace() - 2 * root)
-    found = evaluation.frechet_distance((mean_a, a), (mean_b, b))
+    found = frechet_distance((mean_a, a), (mean_b, b))
     assert found == pytest.approx(expected, rel=1e-10)
-    assert evaluation.frechet_distance((mean_b, b), (mean_a, a)) == pytest.approx(found)
-    assert evaluation.frechet_distance((mean_a, a), (mean_a, a)) == pytest.approx(0, abs=1e-12)
+    assert frechet_distance((mean_b, b), (mean_a, a)) == pytest.approx(found)
+    assert frechet_distance((mean_a, a), (mean_a, a)) == pytest.approx(0, abs=1e-12)
 
 
 def test_frechet_of_points():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200_000, 3, generator=generator)
     y = 2 * torch.randn(200_000, 3, generator=generator) + torch.tensor([1.0, 0.0, -1.0])
-    found = evaluation.frechet_distance(evaluation.gaussian_of(x), evaluation.gaussian_of(y))
+    found = frechet_distance(gaussian_of(x), gaussian_of(y))
     assert found == pytest.approx(2 + 3 * (2 - 1) ** 2, rel=0.02)
 
 
 def test_frechet_with_fewer_points_than_dimensions():
     generator = torch.Generator().manual_seed(0)
-    one, other = (
-        evaluation.gaussian_of(torch.randn(10, 30, generator=generator)) for _ in range(2)
-    )
-    assert 0 < evaluation.frechet_distance(one, other) < math.inf
-    assert evaluation.frechet_distance(one, one) == pytest.approx(0, abs=1e-6)
+    one, other = (gaussian_of(torch.randn(10, 30, generator=generator)) for _ in range(2))
+    assert 0 < frechet_distance(one, other) < math.inf
+    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-6)
 
 
 def test_sliced_wasserstein_in_one_dimension():
@@ -165,9 +207,9 @@ def test_sliced_wasserstein_in_one_dimension():
     quantiles = torch.special.ndtri((torch.arange(20_000) + 0.5).double() / 20_000)
     x, y = quantiles[:, None], 1.5 + 2 * quantiles.flip(0)[:, None]
     direction = torch.ones(1, 1, dtype=torch.float64)
-    found = evaluation.sliced_wasserstein(x, y, direction)
+    found = sliced_wasserstein(x, y, direction)
     assert found == pytest.approx(math.hypot(1.5, 1.0), rel=1e-3)
-    assert evaluation.sliced_wasserstein(x, x.flip(0), direction) == 0
+    assert sliced_wasserstein(x, x.flip(0), direction) == 0
 
 
 def test_sliced_wasserstein_of_a_shift():
@@ -175,14 +217,14 @@ def test_sliced_wasserstein_of_a_shift():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(50, 5, generator=generator)
     shift = torch.tensor([3.0, 0, 0, 4.0, 0])
-    directions = evaluation.random_directions(5, 20_000, generator)
+    directions = random_directions(5, 20_000, generator)
     assert torch.allclose(directions.norm(dim=0), torch.ones(20_000))
-    found = evaluation.sliced_wasserstein(x, x + shift, directions)
+    found = sliced_wasserstein(x, x + shift, directions)
     assert found == pytest.approx(5 / math.sqrt(5), rel=0.02)
 
 
 def kernels(x, y):
-    return [evaluation.kernel_matrix(a, b) for a, b in ((x, x), (y, y), (x, y))]
+    return [kernel_matrix(a, b) for a, b in ((x, x), (y, y), (x, y))]
 
 
 def test_kernel_distance_is_unbiased():
@@ -192,8 +234,8 @@ def test_kernel_distance_is_unbiased():
     for _ in range(1500):
         x, y = torch.randn(2, 12, 1, 4, generator=generator)
         k_xx, k_yy, k_xy = kernels(x, y)
-        unbiased.append(evaluation.unbiased_mmd2(k_xx, k_yy, k_xy))
-        chance.append(evaluation.chance_mmd2(k_xx, k_yy))
+        unbiased.append(unbiased_mmd2(k_xx, k_yy, k_xy))
+        chance.append(chance_mmd2(k_xx, k_yy))
         biased = float(k_xx.mean() + k_yy.mean() - 2 * k_xy.mean())
         assert unbiased[-1] + chance[-1] == pytest.approx(biased, abs=1e-4)
     error = np.std(unbiased) / math.sqrt(len(unbiased))
@@ -209,7 +251,7 @@ def test_kernel_distance_of_known_moments():
     m, s = 0.5, 1.5
     moments = [(0, m), (1, m**2 + s**2), (0, m**3 + 3 * m * s**2)]
     expected = sum(c * (a - b) ** 2 for c, (a, b) in zip((3, 3, 1), moments, strict=True))
-    assert evaluation.unbiased_mmd2(*kernels(x, y)) == pytest.approx(expected, rel=0.25)
+    assert unbiased_mmd2(*kernels(x, y)) == pytest.approx(expected, rel=0.25)
 
 
 def test_kernel_of_several_points_is_the_mean_over_pairs():
@@ -218,7 +260,7 @@ def test_kernel_of_several_points_is_the_mean_over_pairs():
     for i in range(7):
         for j in range(7):
             expected[i, j] = (x[i] @ y[j].T / 5 + 1).pow(3).mean()
-    assert torch.allclose(evaluation.kernel_matrix(x, y), expected, rtol=1e-4)
+    assert torch.allclose(kernel_matrix(x, y), expected, rtol=1e-4)
 
 
 def test_intervals_cover(quick):
@@ -232,8 +274,8 @@ def test_intervals_cover(quick):
         features["heldout"] = torch.randn(200, 1, 3, generator=generator)
         features["samples"] += 0.4
         rng = np.random.default_rng(world)
-        splits = evaluation.draw_splits({k: len(v) for k, v in features.items()}, 50, rng)
-        report = evaluation.distance_report({"x": features}, splits, 0, torch.device("cpu"))
+        splits = draw_splits({k: len(v) for k, v in features.items()}, 50, rng)
+        report = distance_report({"x": features}, splits, 0, torch.device("cpu"))
         for measure in MEASURES:
             found[measure].append(report["x"][measure])
     for rows in found.values():
@@ -244,8 +286,8 @@ def test_intervals_cover(quick):
 
 
 def test_wilson_interval():
-    assert evaluation.wilson(0, 100) == pytest.approx([0, 0.0370], abs=1e-4)
-    assert evaluation.wilson(50, 100) == pytest.approx([0.4038, 0.5962], abs=1e-4)
+    assert wilson(0, 100) == pytest.approx([0, 0.0370], abs=1e-4)
+    assert wilson(50, 100) == pytest.approx([0.4038, 0.5962], abs=1e-4)
 
 
 def test_shares_are_corrected_for_confusion():
@@ -254,9 +296,9 @@ def test_shares_are_corrected_for_confusion():
     shares = np.array([0.6, 0.0, 0.4])
     guessed = shares @ (confusion / 100)
     assert np.abs(guessed - shares).max() > 0.1
-    found = evaluation.true_shares(guessed, confusion, steps=5000)
+    found = true_shares(guessed, confusion, steps=5000)
     assert found == pytest.approx(shares, abs=5e-3)
-    batch = evaluation.true_shares(np.stack([guessed, guessed]), np.stack([confusion, confusion]))
+    batch = true_shares(np.stack([guessed, guessed]), np.stack([confusion, confusion]))
     assert batch.sum(1) == pytest.approx([1, 1])
 
 
@@ -265,7 +307,7 @@ def test_shares_are_corrected_for_confusion():
 
 def test_neighbours_equal_brute_force(train):
     queries = fabrics(30, seed=9)
-    found = evaluation.find_neighbours(queries, train, torch.device("cpu"))
+    found = find_neighbours(queries, train, torch.device("cpu"))
     x, bank = queries.pixels.double() / 255, train.pixels.double() / 255
     for i, image in enumerate(x):
         plain = (bank - image).square().mean((1, 2, 3)).sqrt()
@@ -287,23 +329,23 @@ def test_training_images_are_copies(train, how):
         "faded": lambda p: 0.95 * p + 0.02,
     }
     samples = changed(train, changes[how])
-    found = evaluation.find_neighbours(samples, train, torch.device("cpu"))
-    for flags in evaluation.is_copy(found):
+    found = find_neighbours(samples, train, torch.device("cpu"))
+    for flags in is_copy(found):
         assert flags.mean() > 0.97
     assert found.index[:, 0].tolist() == list(range(len(train)))
     if how in ("as they are", "mirrored"):
         assert found.distance[:, 0].abs().max() == 0
-        assert evaluation.is_copy(found)[0].all()
+        assert is_copy(found)[0].all()
 
 
 def test_copies_of_an_image_that_is_there_twice(train):
     """Where d1 and d2 are both 0 their ratio says nothing, and near 0 only the crowd does."""
     double = train.at([0, *range(len(train))])
-    exact = evaluation.find_neighbours(train.at([0, 1]), double, torch.device("cpu"))
-    assert evaluation.is_copy(exact)[0].all()
+    exact = find_neighbours(train.at([0, 1]), double, torch.device("cpu"))
+    assert is_copy(exact)[0].all()
     noisy = changed(train.at([0]), lambda p: p + 0.01)
-    near = evaluation.find_neighbours(noisy, double, torch.device("cpu"))
-    by_second, by_crowd = evaluation.is_copy(near)
+    near = find_neighbours(noisy, double, torch.device("cpu"))
+    by_second, by_crowd = is_copy(near)
     assert not by_second[0]
     assert by_crowd[0]
 
@@ -323,7 +365,7 @@ def test_report_on_training_images(judge, train):
 
 def test_a_few_copies_among_fresh_images(judge, train):
     fresh = fabrics(190, seed=4)
-    mixed = evaluation.Fabrics(
+    mixed = Fabrics(
         fresh.folder,
         fresh.files + train.files[:10],
         fresh.labels + train.labels[:10],
@@ -428,27 +470,27 @@ def test_confidence_falls_on_noise(judge):
 
 
 def test_nothing_is_measured_with_images_the_classifier_knows(monkeypatch, judge, heldout):
-    measured, split = [], evaluation.split_heldout
-    spaces, predict = evaluation.feature_spaces, evaluation.predict
+    measured, split = [], split_heldout
+    spaces, guess = feature_spaces, predict
 
     def spy_spaces(folders, *rest):
-        measured.extend(evaluation.fingerprints(folders["heldout"]))
+        measured.extend(fingerprints(folders["heldout"]))
         return spaces(folders, *rest)
 
     def spy_predict(classifier, images, device):
-        measured.extend(evaluation.fingerprints(images))
-        return predict(classifier, images, device)
+        measured.extend(fingerprints(images))
+        return guess(classifier, images, device)
 
     taught = []
 
     def spy_split(*arguments):
         teach, rest = split(*arguments)
-        taught.extend(evaluation.fingerprints(teach))
+        taught.extend(fingerprints(teach))
         return teach, rest
 
-    monkeypatch.setattr(evaluation, "feature_spaces", spy_spaces)
-    monkeypatch.setattr(evaluation, "predict", spy_predict)
-    monkeypatch.setattr(evaluation, "split_heldout", spy_split)
+    replace(monkeypatch, "feature_spaces", spy_spaces)
+    replace(monkeypatch, "predict", spy_predict)
+    replace(monkeypatch, "split_heldout", spy_split)
     judge(fabrics(200, seed=3))
     assert len(taught) == len(heldout) // 2
     assert len(measured) > len(heldout) // 2
@@ -457,7 +499,7 @@ def test_nothing_is_measured_with_images_the_classifier_knows(monkeypatch, judge
 
 def test_splits_are_disjoint_and_equally_large():
     rng = np.random.default_rng(0)
-    for split in evaluation.draw_splits({"samples": 90, "train": 70, "heldout": 60}, 30, rng):
+    for split in draw_splits({"samples": 90, "train": 70, "heldout": 60}, 30, rng):
         assert {len(set(own)) for own in split.values()} == {30}
         assert not set(split["heldout"]) & set(split["floor"])
 
@@ -465,20 +507,20 @@ def test_splits_are_disjoint_and_equally_large():
 def test_known_images_are_left_out(train, heldout, capsys):
     mixed = heldout.at([*range(100), 50, 51])
     mixed.pixels[:20] = train.pixels[:20]
-    left = evaluation.leave_out_known(mixed, train)
+    left = leave_out_known(mixed, train)
     assert len(left) == 80
     assert "Left out 22 images" in capsys.readouterr().out
-    assert not set(evaluation.fingerprints(left)) & set(evaluation.fingerprints(train))
-    with pytest.raises(evaluation.UserError, match="Only 0 of the 200 images"):
-        evaluation.leave_out_known(train, train)
+    assert not set(fingerprints(left)) & set(fingerprints(train))
+    with pytest.raises(UserError, match="Only 0 of the 200 images"):
+        leave_out_known(train, train)
 
 
 def test_larger_folders_are_split_as_documented():
     labels = [KINDS[i % 3] for i in range(6000)]
     pixels = torch.zeros(6000, 3, 1, 1, dtype=torch.uint8)
-    images = evaluation.Fabrics(Path("x"), [Path("x")] * 6000, labels, pixels)
-    teach, rest = evaluation.split_heldout(images, np.random.default_rng(0))
-    assert len(teach) == pytest.approx(evaluation.CLASSIFIER_IMAGES, abs=3)
+    images = Fabrics(Path("x"), [Path("x")] * 6000, labels, pixels)
+    teach, rest = split_heldout(images, np.random.default_rng(0))
+    assert len(teach) == pytest.approx(CLASSIFIER_IMAGES, abs=3)
     assert len(teach) + len(rest) == 6000
     assert {teach.labels.count(kind) for kind in KINDS[:3]} <= {666, 667}
 
@@ -499,7 +541,7 @@ def folders(tmp_path_factory, quick):
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """Work in an empty folder, with a classifier that learns next to nothing, but at once."""
-    monkeypatch.setattr(evaluation, "CLASSIFIER_STEPS", 10)
+    replace(monkeypatch, "CLASSIFIER_STEPS", 10)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -510,7 +552,7 @@ def run(here, capsys):
 
     def call(*argv):
         try:
-            code = evaluation.main([str(a) for a in argv])
+            code = main([str(a) for a in argv])
         except SystemExit as stop:
             code = stop.code
         output = capsys.readouterr()
@@ -562,7 +604,7 @@ def test_command_writes_numbers_and_figure(run, here, folders):
     assert report["sizes"]["per_side"] == 30
     assert report["sizes"]["heldout_for_classifier"] + report["sizes"]["heldout_measured"] == 120
     assert set(report["distances"]) == set(SPACES)
-    words = set(evaluation.DEFINITIONS)
+    words = set(DEFINITIONS)
     assert words >= {"floor", "copy", "ratio", "share", "interval_95", *SPACES, *MEASURES}
     with Image.open(here / "evaluation_neighbours.png") as figure:
         assert figure.width > 1000
@@ -595,6 +637,11 @@ def test_own_outputs_are_replaced_and_nothing_else(run, refused, here, folders):
     for _ in range(2):
         code, _, stderr = run(*arguments(folders))
         assert code == 0, stderr
+    report = json.loads((here / "evaluation.json").read_text())
+    assert report["tool"] == "ddpm_basics.evaluation"
+    (here / "evaluation.json").write_text(json.dumps({"tool": "evaluate_fabrics.py"}))
+    code, _, stderr = run(*arguments(folders))
+    assert code == 0, stderr
     assert json.loads((here / "notes.json").read_text()) == {"mine": 1}
 
 
@@ -637,11 +684,13 @@ manifest = {"version": "1", "seed": 0, "split": options["--split"]}
 
 @pytest.fixture
 def bundle(here, folders, monkeypatch):
-    """The script with a stand-in for prepare_fabrics.py beside it; samples are in 'samples'."""
+    """A repository with a stand-in for ddpm_basics.fabrics; samples are in 'samples'."""
     shutil.copytree(folders / "samples", here / "samples")
     source = STUB.replace("SOURCE", repr(str(folders)))
-    (here / "prepare_fabrics.py").write_text(source)
-    monkeypatch.setattr(evaluation, "__file__", str(here / SCRIPT.name))
+    (here / "ddpm_basics").mkdir()
+    (here / "ddpm_basics/__init__.py").touch()
+    (here / "ddpm_basics/fabrics.py").write_text(source)
+    replace(monkeypatch, "ROOT", here)
     return here
 
 
@@ -650,12 +699,12 @@ def test_renders_what_it_needs(run, bundle):
     assert code == 0, stderr
     calls = [json.loads(line) for line in (bundle / "calls.jsonl").read_text().splitlines()]
     assert [call["--split"] for call in calls] == ["train", "heldout"]
-    assert calls[1]["--count"] == str(evaluation.HELDOUT_COUNT)
+    assert calls[1]["--count"] == str(HELDOUT_COUNT)
     assert calls[1]["--size"] == "32"
-    assert calls[1]["--output"] == f"{evaluation.DEFAULT_HELDOUT}_32"
+    assert calls[1]["--output"] == f"{DEFAULT_HELDOUT}_32"
     assert "is missing: rendering it" in stdout
     assert report_without_times(bundle / "evaluation.json")["folders"]["heldout"] == (
-        f"{evaluation.DEFAULT_HELDOUT}_32"
+        f"{DEFAULT_HELDOUT}_32"
     )
 
 
@@ -674,43 +723,47 @@ def test_versions_of_the_fabrics_must_agree(refused, bundle, folders):
     assert "version 2" in sentence
 
 
-def test_failing_or_missing_renderer(refused, bundle):
-    (bundle / "prepare_fabrics.py").write_text("raise SystemExit(1)")
+def test_failing_renderer(refused, bundle):
+    (bundle / "ddpm_basics/fabrics.py").write_text("raise SystemExit(1)")
     assert "could not render" in refused("samples")
-    (bundle / "prepare_fabrics.py").unlink()
-    assert "does not stand beside" in refused("samples")
 
 
 def test_interrupted_renderer(run, bundle):
-    (bundle / "prepare_fabrics.py").write_text("raise SystemExit(130)")
+    (bundle / "ddpm_basics/fabrics.py").write_text("raise SystemExit(130)")
     code, _, stderr = run("samples")
     assert code == 130
     assert "Interrupted" in stderr
 
 
+def run_module(name, *argv):
+    """Run a command of the package in the current folder."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", name, *argv]
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+
+
 def test_the_real_renderer_understands(run, here, monkeypatch):
-    prepare = [sys.executable, str(ROOT / "prepare_fabrics.py"), "--workers", "1"]
+    prepare = ["ddpm_basics.fabrics", "--workers", "1"]
     for output, options in (
         ("african_fabric_processed", ["--count", "50"]),
         ("fresh", ["--split", "heldout", "--seed", "2", "--count", "50"]),
     ):
-        subprocess.run([*prepare, "--output", output, *options], check=True, capture_output=True)
-    monkeypatch.setattr(evaluation, "HELDOUT_COUNT", 60)
+        run_module(*prepare, "--output", output, *options)
+    replace(monkeypatch, "HELDOUT_COUNT", 60)
     code, _, stderr = run("fresh")
     assert code == 0, stderr
-    manifest = json.loads((here / evaluation.DEFAULT_HELDOUT / "manifest.json").read_text())
-    wanted = ("heldout", evaluation.HELDOUT_SEED, 60, 64)
+    manifest = json.loads((here / DEFAULT_HELDOUT / "manifest.json").read_text())
+    wanted = ("heldout", HELDOUT_SEED, 60, 64)
     assert tuple(manifest[key] for key in ("split", "seed", "count", "size")) == wanted
-    assert evaluation.procedural_manifest(Path("african_fabric_processed"))
+    assert procedural_manifest(Path("african_fabric_processed"))
 
 
 @pytest.mark.slow
 def test_fresh_real_fabrics_are_at_the_floor(here):
     """The whole thing on real fabrics with every setting as it ships."""
-    prepare = [sys.executable, str(ROOT / "prepare_fabrics.py")]
     options = ["--split", "heldout", "--seed", "2", "--count", "1000", "--output", "fresh"]
-    subprocess.run([*prepare, *options], check=True, capture_output=True)
-    subprocess.run([sys.executable, str(SCRIPT), "fresh"], check=True, capture_output=True)
+    run_module("ddpm_basics.fabrics", *options)
+    run_module("ddpm_basics.evaluation", "fresh")
     report = report_without_times(here / "evaluation.json")
     assert report["sizes"]["per_side"] == 500
     assert report["headline"]["median_ratio"] == pytest.approx(1, abs=0.1)
@@ -741,7 +794,7 @@ def test_too_few_images(refused, here):
     save(fabrics(16, seed=3), here / "few")
     sentence = refused("few")
     assert "16 images" in sentence
-    assert str(evaluation.MINIMUM_IMAGES) in sentence
+    assert str(MINIMUM_IMAGES) in sentence
 
 
 def test_broken_images_are_named(refused, here, folders):
@@ -805,7 +858,7 @@ def test_full_disk(run, here, folders, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "evaluation.json")
 
-    monkeypatch.setattr(evaluation.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     code, _, stderr = run(*arguments(folders))
     assert code == 1
     assert "Error: evaluation" in stderr
@@ -846,7 +899,7 @@ def test_help_shows_defaults(run):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_interrupted(serve, here, folders):
-    command = serve("evaluate_fabrics").start(*arguments(folders), cwd=here)
+    command = serve("ddpm_basics.evaluation.__main__").start(*arguments(folders), cwd=here)
     command.wait_until(lambda: "Training the classifier" in command.output("stderr"))
     command.send(signal.SIGINT)
     done = command.finish()
@@ -854,50 +907,3 @@ def test_interrupted(serve, here, folders):
     assert "Interrupted" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(here.iterdir())
-
-
-# ---- Standing alone ------------------------------------------------------------------------------
-
-
-def test_script_alone_in_an_empty_folder(here, folders):
-    shutil.copy(SCRIPT, here)
-    for name in ("samples", "train", "heldout"):
-        for i, path in enumerate(sorted((folders / name).rglob("*.png"))):
-            target = here / name / f"{i:03d}.png"  # without labels: no classifier to wait for
-            target.parent.mkdir(exist_ok=True)
-            shutil.copy(path, target)
-    options = ["samples", "--train", "train", "--heldout", "heldout"]
-    done = subprocess.run(
-        [sys.executable, SCRIPT.name, *options],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": ""},
-    )
-    assert done.returncode == 0, done.stderr
-    assert report_without_times(here / "evaluation.json")["sizes"]["per_side"] == 30
-
-
-def test_a_missing_library_is_one_sentence(here):
-    (here / "matplotlib").mkdir()
-    (here / "matplotlib/__init__.py").write_text("raise ImportError(name='matplotlib')")
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "samples"],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(here)},
-    )
-    assert done.returncode == 1
-    assert re.fullmatch(r"Error: matplotlib is missing .* pip install .*\n", done.stderr)
-
-
-def test_metadata_names_every_import():
-    source = SCRIPT.read_text()
-    block = re.match(r"# /// script\n(?:#.*\n)*?# ///\n", source).group(0)
-    named = set(re.findall(r'"([a-z-]+)>=', block))
-    assert named == {"matplotlib", "numpy", "pillow", "torch", "tqdm"}
-    used = set(re.findall(r"^    (?:import|from) (\w+)", source, re.MULTILINE))
-    assert {{"PIL": "pillow"}.get(name, name) for name in used} == named

@@ -1,4 +1,4 @@
-"""prepare_fabrics.py: the drawings, the folder, photographs, and everything that can go wrong."""
+"""The fabrics package: the drawings, the folder, photographs, and everything that can go wrong."""
 
 import errno
 import hashlib
@@ -15,8 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, load_script
+from conftest import ROOT
 from PIL import Image
+
+from ddpm_basics.fabrics.__main__ import main
+from ddpm_basics.fabrics.colour import encode_srgb, linear_rgb, oklab
+from ddpm_basics.fabrics.drawing import DATA_VERSION, TRADITIONS, render
+from ddpm_basics.fabrics.photographs import BrokenPhotograph, photograph
 
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 from measure_fabrics import (
@@ -27,8 +32,7 @@ from measure_fabrics import (
     palette_spread,
 )
 
-SCRIPT = ROOT / "prepare_fabrics.py"
-fabrics = load_script("prepare_fabrics")
+COMMAND = [sys.executable, "-m", "ddpm_basics.fabrics"]
 
 # SHA-256 over all pixels of the two sets below, and the short checksum of one image of each kind.
 # The weights were trained on these very pixels: if they change, DATA_VERSION has to change too.
@@ -56,12 +60,11 @@ def manifest_of(folder):
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
-    """Both splits, drawn with the default options by the script alone in an empty folder."""
-    home = tmp_path_factory.mktemp("alone")
-    shutil.copy(SCRIPT, home)
-    for options in ([], ["--split", "heldout", "--count", "1000"]):
-        command = [sys.executable, SCRIPT.name, *options]
-        done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+    """Both splits, drawn with the default options: the folders train and heldout."""
+    home = tmp_path_factory.mktemp("rendered")
+    for split, options in (("train", []), ("heldout", ["--split", "heldout", "--count", "1000"])):
+        command = [*COMMAND, "--output", home / split, *options]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert re.search(r"Wrote \d+ images .* in \d+\.\d s\.", done.stdout)
         assert "100%" in done.stderr  # the progress bar
@@ -70,12 +73,12 @@ def rendered(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train(rendered):
-    return load_fabrics(rendered / "african_fabric_processed")
+    return load_fabrics(rendered / "train")
 
 
 @pytest.fixture(scope="module")
 def heldout(rendered):
-    return load_fabrics(rendered / "african_fabric_heldout")
+    return load_fabrics(rendered / "heldout")
 
 
 @pytest.fixture
@@ -91,7 +94,7 @@ def run(here, capsys):
 
     def call(*argv):
         try:
-            code = fabrics.main([str(a) for a in (*argv, "--workers", "1")])
+            code = main([str(a) for a in (*argv, "--workers", "1")])
         except SystemExit as stop:
             code = stop.code
         output = capsys.readouterr()
@@ -119,24 +122,19 @@ def refused(run):
 
 
 def test_set_is_complete(rendered, train):
-    folder = rendered / "african_fabric_processed"
+    folder = rendered / "train"
     pixels, labels = train
     assert pixels.shape == (1059, 64, 64, 3)
     on_disk = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
     manifest = manifest_of(folder)
     assert on_disk == set(manifest["traditions"])
     assert all(file.split("/")[0] == label for file, label in manifest["traditions"].items())
-    assert manifest["version"] == fabrics.DATA_VERSION
+    assert manifest["version"] == DATA_VERSION
     assert (manifest["seed"], manifest["split"], manifest["count"]) == (0, "train", 1059)
     assert not leftovers(folder)
     shares = Counter(labels)
     assert len(shares) >= 10
     assert max(shares.values()) - min(shares.values()) <= 1
-
-
-def test_script_alone_leaves_nothing_else(rendered):
-    names = {path.name for path in rendered.iterdir()} - {"__pycache__"}
-    assert names == {SCRIPT.name, "african_fabric_processed", "african_fabric_heldout"}
 
 
 def test_no_two_training_images_are_alike(train):
@@ -188,7 +186,7 @@ def test_traditions_look_different(train, heldout):
 
 
 def test_golden_checksum(rendered):
-    assert manifest_of(rendered / "african_fabric_processed")["sha256"] == TRAIN_SHA
+    assert manifest_of(rendered / "train")["sha256"] == TRAIN_SHA
 
 
 @pytest.mark.parametrize(
@@ -204,55 +202,55 @@ def test_golden_checksum(rendered):
     ],
 )
 def test_golden_images(seed, split, index, checksum):
-    assert short(fabrics.render(seed, index, split)) == checksum
+    assert short(render(seed, index, split)) == checksum
 
 
 def test_checksum_is_over_the_pixels(rendered, train):
-    manifest = manifest_of(rendered / "african_fabric_processed")
+    manifest = manifest_of(rendered / "train")
     assert hashlib.sha256(train[0].tobytes()).hexdigest() == manifest["sha256"]
     assert [short(image) for image in train[0]] == list(manifest["pixels"].values())
 
 
 def test_image_depends_on_seed_split_and_index_alone(train, heldout):
     for index in (999, 3, 500, 3, 47):  # in any order, by any process
-        assert np.array_equal(fabrics.render(0, index), train[0][index])
-        assert np.array_equal(fabrics.render(0, index, "heldout"), heldout[0][index])
-    assert not np.array_equal(fabrics.render(1, 3), train[0][3])
+        assert np.array_equal(render(0, index), train[0][index])
+        assert np.array_equal(render(0, index, "heldout"), heldout[0][index])
+    assert not np.array_equal(render(1, 3), train[0][3])
 
 
 def test_worker_processes_do_not_matter(here, train):
     for workers in (1, 2, 3):
         out = here / str(workers)
-        command = [sys.executable, SCRIPT, "--count", "70", "--output", out, "--workers"]
-        subprocess.run([*command, str(workers)], check=True, capture_output=True)
+        command = [*COMMAND, "--count", "70", "--output", out, "--workers", str(workers)]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         assert np.array_equal(load_fabrics(out)[0], train[0][:70])
 
 
 def test_heldout_has_no_end():
-    far = fabrics.render(0, 10**15, "heldout")
+    far = render(0, 10**15, "heldout")
     assert far.shape == (64, 64, 3)
-    assert not np.array_equal(far, fabrics.render(0, 10**15 + 12, "heldout"))
+    assert not np.array_equal(far, render(0, 10**15 + 12, "heldout"))
 
 
 @pytest.mark.parametrize("index", range(12))
 def test_other_sizes_are_the_same_drawing(index):
     """128 pixels halved is about the 64-pixel picture; odd sizes work."""
-    small, large = fabrics.render(0, index), fabrics.render(0, index, size=128)
+    small, large = render(0, index), render(0, index, size=128)
     halved = np.asarray(Image.fromarray(large).resize((64, 64), Image.Resampling.BOX))
     assert distances(halved[None], small[None])[0, 0] < NEAR_COPY
-    assert fabrics.render(0, index, size=50).shape == (50, 50, 3)
+    assert render(0, index, size=50).shape == (50, 50, 3)
 
 
 def test_oklab_round_trip():
-    white = fabrics.oklab("ffffff")
+    white = oklab("ffffff")
     assert white == pytest.approx([1, 0, 0], abs=1e-4)
     for colour in ("000000", "b3202a", "16275c", "ffffff", "1d7340"):
-        back = fabrics.encode_srgb(fabrics.linear_rgb(fabrics.oklab(colour)[:, None]))
+        back = encode_srgb(linear_rgb(oklab(colour)[:, None]))
         assert bytes(back[:, 0]).hex() == colour
 
 
 def test_every_tradition_names_its_source():
-    for draw in fabrics.TRADITIONS.values():
+    for draw in TRADITIONS.values():
         assert re.search(r"See .*\((19|20)\d\d\)", " ".join(draw.__doc__.split())), draw.__name__
 
 
@@ -312,7 +310,7 @@ def test_other_settings_in_the_same_folder(run, refused, here, options):
 
 def test_another_version_of_the_drawings_is_not_mixed_in(run, refused, here, monkeypatch):
     run("--count", 12)
-    monkeypatch.setattr(fabrics, "DATA_VERSION", "2")
+    monkeypatch.setattr("ddpm_basics.fabrics.folder.DATA_VERSION", "2")
     assert "version 1" in refused("--count", 12)
 
 
@@ -346,6 +344,18 @@ def test_manifest_of_somebody_else(refused, here):
         assert "files of your own, such as manifest.json" in refused("--output", "out")
         assert "not even --force" in refused("--output", "out", "--force")
         assert (here / "out/manifest.json").read_text() == text
+
+
+def test_folder_of_the_older_command_is_ours(run, refused, here):
+    run("--output", "out", "--count", 12)
+    manifest = manifest_of("out")
+    assert manifest["made_by"] == "ddpm_basics.fabrics"
+    manifest["made_by"] = "prepare_fabrics.py"
+    (here / "out/manifest.json").write_text(json.dumps(manifest))
+    before = snapshot(here)
+    assert "nothing to do" in run("--output", "out", "--count", 12)[1]
+    assert "out holds 12 images" in refused("--output", "out", "--count", 13)
+    assert snapshot(here) == before
 
 
 def test_manifest_cannot_point_outside(run, refused, here):
@@ -395,7 +405,7 @@ def test_changed_picture_is_not_overwritten(run, refused, here):
 )
 def test_wrong_usage(argv, here, capsys):
     with pytest.raises(SystemExit) as stop:
-        fabrics.main(argv)
+        main(argv)
     assert stop.value.code == 2
     assert "error:" in capsys.readouterr().err
     assert not list(here.iterdir())
@@ -440,9 +450,14 @@ def wait_for(condition, process):
 
 
 def start(folder, *options):
-    command = [sys.executable, SCRIPT, "--output", folder, "--workers", "2", *options]
+    command = [*COMMAND, "--output", folder, "--workers", "2", *options]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -481,23 +496,12 @@ def test_killed_worker(here):
     assert "Traceback" not in stderr
 
 
-def test_missing_package(here):
-    """A Python without the packages says which one and how to install it."""
-    command = [sys.executable, "-S", SCRIPT]  # -S: without site-packages
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "pip install numpy pillow tqdm" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_help_and_metadata(run):
+def test_help(run):
     code, stdout, _ = run("--help")
     assert code == 0
     for words in ("(default: 1059)", "(default: 64)", "african_fabric_heldout", "--skip-broken"):
         assert words in " ".join(stdout.split())
-    block = re.match(r"# /// script\n((#.*\n)+?)# ///\n", SCRIPT.read_text())
-    named = set(re.findall(r'"([a-z]+)>=', block.group(1)))
-    assert named == {"numpy", "pillow", "tqdm"}
+    assert "usage: python -m ddpm_basics.fabrics" in stdout
 
 
 # --------------------------------------------------------------------------- photographs
@@ -525,7 +529,7 @@ def halves(pixels):
 
 
 def prepared(path, size=16):
-    return fabrics.photograph(Path(path), size).astype(float)
+    return photograph(Path(path), size).astype(float)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.Png", "a.webp", "a.TIF", "a.tiff"])
@@ -718,5 +722,5 @@ def test_pixels_that_cannot_be_scaled(here, kind, monkeypatch):
     else:
         dtype = np.float32 if kind == "floating point" else np.int32
         Image.fromarray(np.full((20, 20), 100000, dtype)).save("a.tif")
-    with pytest.raises(fabrics.BrokenPhotograph, match=r"a\.tif: .+"):
-        fabrics.photograph(Path("a.tif"), 16)
+    with pytest.raises(BrokenPhotograph, match=r"a\.tif: .+"):
+        photograph(Path("a.tif"), 16)

@@ -1,0 +1,16 @@
+"""The data set: little pictures of cloth, after twelve African textile traditions.
+
+They are drawings in homage, made with a few lines of arithmetic; they are not authentic textiles,
+and what the real cloths mean to the people who make and wear them is not in them. The function of
+each tradition names the cloth, its makers and a book to begin with.
+
+__main__       `python -m ddpm_basics.fabrics`: the options, and what goes wrong in one sentence
+folder         the folder on disk: plan it, claim it, complete it on all cores, note it
+drawing        one fabric as a pure function of (seed, split, index); the list of traditions
+photographs    your own pictures instead: found, read, cropped to a square
+cloth          the cloth to draw on, its yarn, and the light that falls on it
+shapes         cells, stripes, rings, petals and the rest that the traditions share
+colour         sRGB, OKLab and dyes
+adinkra, adire, aso_oke, bogolan, fugu, kanga, kente, korhogo, kuba, ndebele, shweshwe, wax_print
+               one tradition each: its dyes, its figures, its drawing
+"""
