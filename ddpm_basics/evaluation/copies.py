@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ddpm_basics.evaluation.folders import BATCH, Fabrics
 from ddpm_basics.evaluation.intervals import BOOTSTRAPS, interval, wilson
 
+KEEP = 4  # nearest training images that are measured exactly
 COPY_RATIO = 1 / 3  # a copy is nearer than this times the distance to the second nearest
 COPY_NEIGHBOURS = 50  # training images around a sample, for the second definition of a copy
 COPY_FACTOR = 0.5  # a copy, by the second definition: nearer than this times their mean distance
+QUANTILES = [0.01, 0.05, 0.5, 0.95]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Neighbours:
     """Nearest training images: index (N, k), mirrored (N, k) bool, distance (N, k) rising with k.
 
@@ -38,34 +43,37 @@ class Neighbours:
 
 
 @torch.no_grad()
-def find_neighbours(queries: Fabrics, train: Fabrics, device, keep: int = 4) -> Neighbours:
+def find_neighbours(queries: Fabrics, train: Fabrics, device: torch.device) -> Neighbours:
     """Find for every query the training images nearest in pixel distance, mirrored ones included.
 
     An image and its mirror image count as one, at the smaller distance. Candidates come from one
-    matrix product per batch; the `keep` nearest are then measured again by subtraction, because
+    matrix product per batch; the nearest are then measured again by subtraction, because
     |a|² + |b|² - 2ab cancels badly for the near copies that matter here.
     """
-    bank = (train.pixels.flatten(1).to(device).float() / 255 - 0.5, train.pixels.flip(-1))
-    bank = (bank[0], bank[1].flatten(1).to(device).float() / 255 - 0.5)
-    squares = bank[0].square().sum(1)
+    plain, flipped = (as_vectors(own, device) for own in (train.pixels, train.pixels.flip(-1)))
+    squares = plain.square().sum(1)
     parts = []
-    for start in tqdm(range(0, len(queries), BATCH), desc=f"Neighbours of {queries.folder.name}"):
-        x = queries.pixels[start : start + BATCH].flatten(1).to(device).float() / 255 - 0.5
-        both = torch.stack([squares - 2 * (x @ side.T) for side in bank])
+    for start in tqdm(range(0, len(queries), BATCH), f"Neighbours of {queries.folder.name}"):
+        x = as_vectors(queries.pixels[start : start + BATCH], device)
+        both = torch.stack([squares - 2 * (x @ bank.T) for bank in (plain, flipped)])
         squared, mirrored = both.min(0)  # (batch, train), less |x|²
         squared = (squared + x.square().sum(1, keepdim=True)).clamp(min=0) / x.shape[1]
         crowd, index = squared.topk(min(COPY_NEIGHBOURS, len(train)), largest=False)
-        index = index[:, :keep]
+        index = index[:, :KEEP]
         mirrored = mirrored.gather(1, index).bool()
-        images = torch.where(mirrored[..., None], bank[1][index], bank[0][index])
-        distance = (images - x[:, None]).square().mean(-1).sqrt()
-        distance, order = distance.sort(dim=1, stable=True)
-        found = (index.gather(1, order), mirrored.gather(1, order), distance)
-        parts.append([part.cpu() for part in (*found, crowd.sqrt().mean(1))])
+        images = torch.where(mirrored[..., None], flipped[index], plain[index])
+        distance, order = (images - x[:, None]).square().mean(-1).sqrt().sort(stable=True)
+        found = (index.gather(1, order), mirrored.gather(1, order), distance, crowd.sqrt().mean(1))
+        parts.append([part.cpu() for part in found])
     return Neighbours(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def is_copy(neighbours: Neighbours) -> tuple[np.ndarray, np.ndarray]:
+def as_vectors(pixels: Tensor, device: torch.device) -> Tensor:
+    """Return images (N, 3, H, W) uint8 as vectors (N, 3HW) in [-0.5, 0.5]."""
+    return pixels.flatten(1).to(device).float() / 255 - 0.5
+
+
+def is_copy(found: Neighbours) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which images are copies, by two definitions of the literature, each (N,) bool.
 
     d1/d2 < 1/3: the nearest training image is at under a third of the second nearest's distance
@@ -73,52 +81,56 @@ def is_copy(neighbours: Neighbours) -> tuple[np.ndarray, np.ndarray]:
     d1 < 0.5 x mean of the 50 nearest (after Carlini et al. 2023, "Extracting training data from
     diffusion models", section 5.1), which two training images that are alike cannot hide from.
     """
-    ratio = neighbours.ratio < COPY_RATIO
-    crowd = neighbours.distance[:, 0] < COPY_FACTOR * neighbours.crowd
-    return ratio.numpy(), (crowd | (neighbours.distance[:, 0] == 0)).numpy()
+    nearest = found.distance[:, 0]
+    by_crowd = (nearest < COPY_FACTOR * found.crowd) | (nearest == 0)
+    return (found.ratio < COPY_RATIO).numpy(), by_crowd.numpy()
 
 
-def copy_report(samples: Neighbours, heldout: Neighbours, rng: np.random.Generator) -> dict:
-    """Shares of copies among samples and held-out images, with intervals, and how near they lie.
+def copy_report(samples: Neighbours, heldout: Neighbours, rng: Generator) -> dict[str, Any]:
+    """Shares of copies among samples and held-out images, with intervals, and how near they lie."""
+    rules = zip(is_copy(samples), is_copy(heldout), strict=True)
+    second, crowd = (compare_shares(own, floor, rng) for own, floor in rules)
+    return {
+        "ratio_to_second_nearest": second,
+        "ratio_to_mean_of_nearest": crowd,
+        "nearest_distance": nearness(samples, heldout),
+    }
+
+
+def compare_shares(
+    samples: NDArray[np.bool_], heldout: NDArray[np.bool_], rng: Generator
+) -> dict[str, Any]:
+    """Shares of hits in two sets of flags, and the interval of their difference.
 
     A bootstrap of a share draws N times from N images, so the hits are binomial.
     """
-    report = {}
-    names = ("ratio_to_second_nearest", "ratio_to_mean_of_nearest")
-    for name, own, floor in zip(names, is_copy(samples), is_copy(heldout), strict=True):
-        shares = {}
-        for key, flags in (("samples", own), ("heldout", floor)):
-            resampled = rng.binomial(len(flags), flags.mean(), BOOTSTRAPS) / len(flags)
-            shares[key] = {
-                "copies": int(flags.sum()),
-                "of": len(flags),
-                "share": float(flags.mean()),
-                "bootstrap_95": interval(resampled),
-                "wilson_95": wilson(int(flags.sum()), len(flags)),
-                "resampled": resampled,
-            }
-        difference = shares["samples"].pop("resampled") - shares["heldout"].pop("resampled")
-        shares["difference_bootstrap_95"] = interval(difference)
-        report[name] = shares
-    report["nearest_distance"] = nearness(samples, heldout)
-    return report
+    shares: dict[str, Any] = {}
+    resampled = []
+    for key, flags in (("samples", samples), ("heldout", heldout)):
+        hits, total = int(flags.sum()), len(flags)
+        resampled.append(rng.binomial(total, flags.mean(), BOOTSTRAPS) / total)
+        shares[key] = {
+            "copies": hits,
+            "of": total,
+            "share": hits / total,
+            "bootstrap_95": interval(resampled[-1]),
+            "wilson_95": wilson(hits, total),
+        }
+    return shares | {"difference_bootstrap_95": interval(resampled[0] - resampled[1])}
 
 
-def nearness(samples: Neighbours, heldout: Neighbours) -> dict:
+def nearness(samples: Neighbours, heldout: Neighbours) -> dict[str, Any]:
     """Quantiles of d1 and d1/d2, and how often a sample lies nearer than a held-out image does.
 
     The latter is 0.5 where samples are as near to the training images as held-out ones are; more
     means nearer, by copying, but also by being blurred.
     """
-    quantiles = (0.01, 0.05, 0.5, 0.95)
-    own, floor = samples.distance[:, 0].numpy(), heldout.distance[:, 0].numpy()
-    below = np.searchsorted(np.sort(floor), own, side="left")
-    up_to = np.searchsorted(np.sort(floor), own, side="right")
-    table = {"quantiles": list(quantiles)}
+    table: dict[str, Any] = {"quantiles": QUANTILES}
     for key, found in (("samples", samples), ("heldout", heldout)):
         table[key] = {
-            "d1": [float(v) for v in np.quantile(found.distance[:, 0].numpy(), quantiles)],
-            "d1_over_d2": [float(v) for v in np.quantile(found.ratio.numpy(), quantiles)],
+            "d1": np.quantile(found.distance[:, 0].numpy(), QUANTILES).tolist(),
+            "d1_over_d2": np.quantile(found.ratio.numpy(), QUANTILES).tolist(),
         }
-    table["sample_nearer_than_heldout"] = float(1 - (below + up_to).mean() / (2 * len(floor)))
-    return table
+    own, floor = samples.distance[:, 0].numpy(), np.sort(heldout.distance[:, 0].numpy())
+    nearer = sum(np.searchsorted(floor, own, side).mean() for side in ("left", "right"))
+    return table | {"sample_nearer_than_heldout": float(1 - nearer / (2 * len(floor)))}

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
+from tqdm.auto import tqdm
+
+from ddpm_basics.evaluation.intervals import split_interval
 
 SPLITS = 50  # random splits of the folders over which a distance is averaged
 DIRECTIONS = 128  # random projections of the sliced Wasserstein distance
-PAIRS = ("samples", "train", "floor")  # each is compared with the other half of the held-out set
+# What is compared with one half of the held-out set, and the folder it is drawn from:
+SOURCES = {"samples": "samples", "train": "train", "floor": "heldout"}
+
+Split = dict[str, NDArray[np.int64]]  # the n images of each of SOURCES, and of "heldout"
+Floats = NDArray[np.float64]
+PerSplit = dict[str, Floats]  # a distance in each split, for each of SOURCES
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, directions: Tensor) -> float:
@@ -21,13 +30,8 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: Tensor) -> float:
     In one dimension the best matching of two equally large sets pairs them in sorted order; the
     squares are averaged over points and directions (Rabin et al. 2011; Bonneel et al. 2015).
     """
-    along_x, along_y = in_order(x, directions), in_order(y, directions)
+    along_x, along_y = ((points @ directions).sort(0).values for points in (x, y))
     return float((along_x - along_y).square().mean().sqrt())
-
-
-def in_order(points: Tensor, directions: Tensor) -> Tensor:
-    """Project points (N, d) on directions (d, L) and sort each column: (N, L)."""
-    return (points @ directions).sort(0).values
 
 
 def random_directions(dimensions: int, count: int, generator: torch.Generator) -> Tensor:
@@ -64,16 +68,16 @@ def kernel_matrix(x: Tensor, y: Tensor) -> Tensor:
     """
     points, dimensions = x.shape[1:]
     columns = y.flatten(0, 1).T / dimensions
-    rows = max(1, 2048 // points)
-    parts = [
-        (part.flatten(0, 1) @ columns)
-        .add_(1)
-        .pow_(3)
-        .reshape(len(part), points, len(y), points)
-        .mean((1, 3))
-        for part in x.split(rows)
-    ]
+    parts = []
+    for part in torch.split(x, max(1, 2048 // points)):
+        kernel = (part.flatten(0, 1) @ columns).add_(1).pow_(3)
+        parts.append(kernel.reshape(len(part), points, len(y), points).mean((1, 3)))
     return torch.cat(parts)
+
+
+def mean_of_pairs(kernel: Tensor) -> Tensor:
+    """Mean of a kernel matrix (n, n) without its diagonal."""
+    return (kernel.sum() - kernel.trace()) / (len(kernel) * (len(kernel) - 1))
 
 
 def unbiased_mmd2(k_xx: Tensor, k_yy: Tensor, k_xy: Tensor) -> float:
@@ -82,131 +86,105 @@ def unbiased_mmd2(k_xx: Tensor, k_yy: Tensor, k_xy: Tensor) -> float:
     With the kernel above this is the kernel distance KID (Bińkowski et al. 2018). It is 0 on
     average for equal distributions, so that it also comes out negative.
     """
-    n, m = len(k_xx), len(k_yy)
-    k_xx, k_yy, k_xy = k_xx.double(), k_yy.double(), k_xy.double()
-    within_x = (k_xx.sum() - k_xx.trace()) / (n * (n - 1))
-    within_y = (k_yy.sum() - k_yy.trace()) / (m * (m - 1))
-    return float(within_x + within_y - 2 * k_xy.mean())
+    within = mean_of_pairs(k_xx.double()) + mean_of_pairs(k_yy.double())
+    return float(within - 2 * k_xy.double().mean())
 
 
 def chance_mmd2(k_xx: Tensor, k_yy: Tensor) -> float:
     """Return what the diagonals add to a biased squared MMD: its mean for equal distributions."""
-    n, total = len(k_xx), 0.0
-    for k in (k_xx.double(), k_yy.double()):
-        total += float(k.mean() - (k.sum() - k.trace()) / (n * (n - 1)))
-    return total
+    return sum(float(k.mean() - mean_of_pairs(k)) for k in (k_xx.double(), k_yy.double()))
 
 
-def draw_splits(sizes: dict[str, int], n: int, rng: np.random.Generator) -> list[dict]:
+def draw_splits(sizes: dict[str, int], n: int, rng: Generator) -> list[Split]:
     """Draw SPLITS random choices of n samples, n training and two disjoint sets of n held-out."""
     splits = []
     for _ in range(SPLITS):
         heldout = rng.permutation(sizes["heldout"])
-        splits.append(
-            {
-                "samples": rng.permutation(sizes["samples"])[:n],
-                "train": rng.permutation(sizes["train"])[:n],
-                "heldout": heldout[:n],
-                "floor": heldout[n : 2 * n],
-            }
-        )
+        split = {name: rng.permutation(sizes[name])[:n] for name in ("samples", "train")}
+        splits.append(split | {"heldout": heldout[:n], "floor": heldout[n : 2 * n]})
     return splits
 
 
-def compare_points(features: dict[str, Tensor], splits: list[dict], seed: int) -> dict:
-    """Sliced Wasserstein and squared Fréchet distance of every pair in every split."""
-    generator = torch.Generator().manual_seed(seed)
-    directions = random_directions(features["heldout"].shape[2], DIRECTIONS, generator)
-    found = {measure: {pair: [] for pair in PAIRS} for measure in ("sliced_wasserstein", "frechet")}
-    for split in splits:
-        reference = features["heldout"][split["heldout"]].flatten(0, 1)
-        gaussian, along = gaussian_of(reference), in_order(reference, directions)
-        for pair in PAIRS:
-            source = features["heldout" if pair == "floor" else pair]
-            points = source[split[pair]].flatten(0, 1)
-            sliced = (in_order(points, directions) - along).square().mean().sqrt()
-            found["sliced_wasserstein"][pair].append(float(sliced))
-            found["frechet"][pair].append(frechet_distance(gaussian, gaussian_of(points)))
-    return found
+def distance_report(
+    spaces: dict[str, dict[str, Tensor]], splits: list[Split], seed: int, device: torch.device
+) -> dict[str, Any]:
+    """Measure every distance in every space: {space: {measure: summary}}.
 
-
-def compare_kernels(features: dict[str, Tensor], splits: list[dict], device) -> tuple[dict, float]:
-    """Unbiased squared MMD of every pair in every split, and its biased size by chance."""
-    features = {name: own.to(device) for name, own in features.items()}
-    matrices = {}
-    for one, other in (
-        ("samples", "samples"),
-        ("train", "train"),
-        ("heldout", "heldout"),
-        ("samples", "heldout"),
-        ("train", "heldout"),
-    ):
-        matrices[one, other] = kernel_matrix(features[one], features[other]).cpu()
-    found, chance = {pair: [] for pair in PAIRS}, []
-    for split in splits:
-        reference = split["heldout"]
-        own = matrices["heldout", "heldout"][reference][:, reference]
-        for pair in PAIRS:
-            name, chosen = ("heldout" if pair == "floor" else pair), split[pair]
-            within = matrices[name, name][chosen][:, chosen]
-            across = matrices[name, "heldout"][chosen][:, reference]
-            found[pair].append(unbiased_mmd2(within, own, across))
-            if pair == "floor":
-                chance.append(chance_mmd2(within, own))
-    return found, float(np.mean(chance))
-
-
-def distance_report(spaces: dict, splits: list[dict], seed: int, device) -> dict:
-    """Measure every distance in every space: {space: {measure: summary}}."""
-    report, n = {}, len(splits[0]["heldout"])
-    for space, features in tqdm(spaces.items(), desc="Distances"):
-        found = compare_points(features, splits, seed)
+    Ratios are of lengths, not of squares: the square root is taken of Fréchet, and of MMD after
+    `chance` has been added, as an unbiased floor is 0 and nothing can be divided by it.
+    """
+    report = {}
+    for space, features in tqdm(spaces.items(), "Distances"):
+        sliced, frechet = compare_points(features, splits, seed)
         kernel, chance = compare_kernels(features, splits, device)
-        found["kernel"] = kernel
         pools = {name: len(own) for name, own in features.items()}
-        report[space] = {}
-        for measure, values in found.items():
-            values = {pair: np.array(own) for pair, own in values.items()}
-            report[space][measure] = summarise(measure, values, chance, pools, n)
+        n = len(splits[0]["heldout"])
+        report[space] = {
+            "sliced_wasserstein": summarise(sliced, n, pools, power=1.0),
+            "frechet": summarise(frechet, n, pools, power=0.5),
+            "kernel": summarise(kernel, n, pools, power=0.5, shift=chance) | {"chance": chance},
+        }
     return report
 
 
+def compare_points(
+    features: dict[str, Tensor], splits: list[Split], seed: int
+) -> tuple[PerSplit, PerSplit]:
+    """Sliced Wasserstein and squared Fréchet distance of every pair in every split."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = random_directions(features["heldout"].shape[2], DIRECTIONS, generator)
+    sliced, frechet = ({pair: np.empty(len(splits)) for pair in SOURCES} for _ in range(2))
+    for i, split in enumerate(splits):
+        reference = features["heldout"][split["heldout"]].flatten(0, 1)
+        gaussian = gaussian_of(reference)
+        for pair, source in SOURCES.items():
+            points = features[source][split[pair]].flatten(0, 1)
+            sliced[pair][i] = sliced_wasserstein(points, reference, directions)
+            frechet[pair][i] = frechet_distance(gaussian, gaussian_of(points))
+    return sliced, frechet
+
+
+def compare_kernels(
+    features: dict[str, Tensor], splits: list[Split], device: torch.device
+) -> tuple[PerSplit, float]:
+    """Unbiased squared MMD of every pair in every split, and its biased size by chance."""
+    own = {name: points.to(device) for name, points in features.items()}
+    within = {name: kernel_matrix(points, points).cpu() for name, points in own.items()}
+    across = {name: kernel_matrix(points, own["heldout"]).cpu() for name, points in own.items()}
+    found, chance = {pair: np.empty(len(splits)) for pair in SOURCES}, np.empty(len(splits))
+    for i, split in enumerate(splits):
+        columns = split["heldout"]
+        reference = within["heldout"][columns][:, columns]
+        for pair, source in SOURCES.items():
+            rows = split[pair]
+            kernel = within[source][rows][:, rows]
+            found[pair][i] = unbiased_mmd2(kernel, reference, across[source][rows][:, columns])
+            if pair == "floor":
+                chance[i] = chance_mmd2(kernel, reference)
+    return found, float(chance.mean())
+
+
 def summarise(
-    measure: str, values: dict[str, np.ndarray], chance: float, pools: dict[str, int], n: int
-) -> dict:
+    values: PerSplit, n: int, pools: dict[str, int], *, power: float, shift: float = 0.0
+) -> dict[str, Any]:
     """Means over the splits and ratios to the floor, with 95 % intervals.
 
-    `values` are distances per split, `pools` the images in each folder that the sets of n were
-    drawn from. Ratios are of lengths, not of squares: the square root is taken of Fréchet, and of
-    MMD after `chance` has been added, as an unbiased floor is 0 and nothing can be divided by it.
+    `pools` counts the images in each folder that the sets of n were drawn from. A length, of which
+    ratios are taken, is (value + shift)^power.
     """
-    summary, lengths, means = {}, {}, {}
+    summary: dict[str, Any] = {}
+    pool = {pair: min(pools[source], pools["heldout"]) for pair, source in SOURCES.items()}
     for pair, own in values.items():
-        own_pool = min(pools["heldout" if pair == "floor" else pair], pools["heldout"])
-        summary[pair] = {
-            "value": float(own.mean()),
-            "interval_95": split_interval(own.mean(), own, n, own_pool),
-        }
-        shift = chance if measure == "kernel" else 0.0
-        power = 1.0 if measure == "sliced_wasserstein" else 0.5
-        lengths[pair] = np.maximum(own + shift, 0) ** power
-        means[pair] = max(own.mean() + shift, 0) ** power
+        bounds = split_interval(own.mean(), own, n, pool[pair])
+        summary[pair] = {"value": float(own.mean()), "interval_95": bounds}
+
+    def over_floor(own: Floats, floor: Floats) -> Floats:
+        lengths, floors = (np.maximum(part + shift, 0) ** power for part in (own, floor))
+        return lengths / np.maximum(floors, 1e-12)
+
+    floor = values["floor"]
     for pair in ("samples", "train"):
-        ratio = means[pair] / max(means["floor"], 1e-12)
-        ratios = lengths[pair] / np.maximum(lengths["floor"], 1e-12)
-        low, high = split_interval(ratio, ratios, n, min(pools[pair], pools["heldout"]))
+        ratio = float(over_floor(values[pair].mean(), floor.mean()))
+        low, high = split_interval(ratio, over_floor(values[pair], floor), n, pool[pair])
         summary[f"{pair}_over_floor"] = {"ratio": ratio, "interval_95": [max(low, 0.0), high]}
-    if measure == "kernel":
-        summary["chance"] = chance
     return summary
-
-
-def split_interval(centre: float, values: np.ndarray, n: int, pool: int) -> list[float]:
-    """95 % interval of a mean over splits, from its values in sets of n drawn from `pool` images.
-
-    Sets of n out of N images vary by a factor of (N - n)/N less than independent sets would, and
-    the mean rests on all N images: together its variance is n/(N - n) of that between sets (the
-    delete-d jackknife; Shao & Wu 1989). At n = N/2 the two are equal.
-    """
-    half = 1.959964 * float(values.std(ddof=1)) * math.sqrt(n / (pool - n))
-    return [float(centre) - half, float(centre) + half]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ddpm_basics.evaluation.folders import BATCH, Fabrics
 
@@ -17,6 +18,7 @@ FILTERS = 8  # random filters per scale
 SCALES = 3  # full, half and quarter resolution
 CONVOLUTION_SEED = 20  # the random convolutions are the same in every evaluation, anywhere
 CLASSIFIER_STEPS = 400  # batches of 64
+WIDTH = 24  # of the classifier
 
 
 def pixel_features(x: Tensor) -> Tensor:
@@ -60,7 +62,10 @@ class RandomConvolutions(nn.Module):
     the first says how the textures lie beside each other.
     """
 
-    def __init__(self):
+    first: Tensor
+    second: Tensor
+
+    def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(CONVOLUTION_SEED)
         first = torch.randn(SCALES, FILTERS, 3, 5, 5, generator=generator) / math.sqrt(3 * 25)
@@ -82,33 +87,37 @@ class RandomConvolutions(nn.Module):
 class Classifier(nn.Module):
     """A small network that tells traditions apart; its last layer but one is a feature space."""
 
-    def __init__(self, classes: int, width: int = 24):
+    def __init__(self, names: list[str]) -> None:
         super().__init__()
-
-        def block(inputs, outputs, side, stride):
-            convolution = nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=False)
-            return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
-
+        self.names = names
         self.body = nn.Sequential(
-            *block(3, width, 5, 2),
-            *block(width, 2 * width, 3, 2),
-            *block(2 * width, 3 * width, 3, 2),
-            *block(3 * width, 4 * width, 3, 1),
+            *block(3, WIDTH, 5, 2),
+            *block(WIDTH, 2 * WIDTH, 3, 2),
+            *block(2 * WIDTH, 3 * WIDTH, 3, 2),
+            *block(3 * WIDTH, 4 * WIDTH, 3, 1),
         )
-        self.middle = nn.Sequential(nn.Linear(8 * width, 64), nn.ReLU())
-        self.head = nn.Linear(64, classes)
+        self.middle = nn.Sequential(nn.Linear(8 * WIDTH, 64), nn.ReLU())
+        self.head = nn.Linear(64, len(names))
 
     def features(self, x: Tensor) -> Tensor:
         """Images (N, 3, H, W) in [0, 1] to (N, 64)."""
         maps = self.body(4 * x - 2)
-        return self.middle(torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1))
+        found: Tensor = self.middle(torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1))
+        return found
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores (N, classes), before the softmax."""
-        return self.head(self.features(x))
+        scores: Tensor = self.head(self.features(x))
+        return scores
 
 
-def train_classifier(fabrics: Fabrics, names: list[str], seed: int, device) -> Classifier:
+def block(inputs: int, outputs: int, side: int, stride: int) -> list[nn.Module]:
+    """Return the layers of one convolution."""
+    convolution = nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+def train_classifier(fabrics: Fabrics, seed: int, device: torch.device) -> Classifier:
     """Train on labelled images for CLASSIFIER_STEPS batches of 64, mirrored and shifted at random.
 
     The same seed gives the same network on the same device.
@@ -116,22 +125,24 @@ def train_classifier(fabrics: Fabrics, names: list[str], seed: int, device) -> C
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Classifier(len(names)).to(device, memory_format=torch.channels_last)
-    targets = torch.tensor([names.index(label) for label in fabrics.labels])
+        model = Classifier(sorted(set(fabrics.labels)))
+    model.to(device).to(memory_format=torch.channels_last)
+    targets = torch.tensor([model.names.index(label) for label in fabrics.labels])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, CLASSIFIER_STEPS)
     order = torch.empty(0, dtype=torch.long)
-    for _ in tqdm(range(CLASSIFIER_STEPS), desc="Training the classifier"):
+    for _ in tqdm(range(CLASSIFIER_STEPS), "Training the classifier"):
         if len(order) < 64:
             order = torch.cat([order, torch.randperm(len(fabrics), generator=generator)])
         chosen, order = order[:64], order[64:]
         x = augment(fabrics.pixels[chosen].float() / 255, generator).to(device)
         loss = F.cross_entropy(model(x), targets[chosen].to(device), label_smoothing=0.05)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
-    return model.eval()
+    model.eval()
+    return model
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -143,41 +154,46 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     return F.pad(x, (4, 4, 4, 4), mode="reflect")[..., down : down + height, right : right + width]
 
 
-@torch.no_grad()
-def in_batches(function, fabrics: Fabrics, device, desc: str) -> Tensor:
-    """Apply function(images in [0, 1], their slice) batch by batch; the results, on the CPU."""
-    parts = []
-    for start in tqdm(range(0, len(fabrics), BATCH), desc=desc, leave=False):
-        where = slice(start, start + BATCH)
-        parts.append(function(fabrics.pixels[where].to(device).float() / 255, where).cpu())
-    return torch.cat(parts)
-
-
-def feature_spaces(folders: dict[str, Fabrics], classifier, seed: int, device) -> dict:
+def feature_spaces(
+    folders: dict[str, Fabrics], classifier: Classifier | None, seed: int, device: torch.device
+) -> dict[str, dict[str, Tensor]]:
     """Features of every folder in every space: {space: {folder: (N, points per image, d)}}.
 
     Each dimension is shifted and scaled to mean 0 and spread 1 over the held-out images.
     """
     convolutions = RandomConvolutions().to(device)
-    generator = torch.Generator().manual_seed(seed)
-    places = {n: torch.rand(len(f), PATCHES, 2, generator=generator) for n, f in folders.items()}
-    spaces = {
-        "pixels": lambda x, where, name: pixel_features(x),
-        "patches": lambda x, where, name: patch_features(x, places[name][where].to(device)),
-        "convolutions": lambda x, where, name: convolutions(x),
+    spaces: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "pixels": lambda x, places: pixel_features(x),
+        "patches": patch_features,
+        "convolutions": lambda x, places: convolutions(x),
     }
     if classifier is not None:
-        spaces["classifier"] = lambda x, where, name: classifier.features(x).unsqueeze(1)
+        spaces["classifier"] = lambda x, places: classifier.features(x).unsqueeze(1)
+    generator = torch.Generator().manual_seed(seed)
+    places = {n: torch.rand(len(f), PATCHES, 2, generator=generator) for n, f in folders.items()}
     found = {}
     for space, function in spaces.items():
-        found[space] = {
-            name: in_batches(
-                lambda x, where, f=function, name=name: f(x, where, name), fabrics, device, space
-            )
+        found[space] = standardise({
+            name: in_batches(function, device, space, fabrics, places[name])
             for name, fabrics in folders.items()
-        }
-        found[space] = standardise(found[space])
+        })  # fmt: skip
     return found
+
+
+@torch.no_grad()
+def in_batches(
+    function: Callable[..., Tensor],
+    device: torch.device,
+    title: str,
+    fabrics: Fabrics,
+    *more: Tensor,
+) -> Tensor:
+    """Apply function(images in [0, 1], more of each) batch by batch; the results, on the CPU."""
+    parts = []
+    for start in tqdm(range(0, len(fabrics), BATCH), title, leave=False):
+        x, *rest = (own[start : start + BATCH].to(device) for own in (fabrics.pixels, *more))
+        parts.append(function(x.float() / 255, *rest).cpu())
+    return torch.cat(parts)
 
 
 def standardise(features: dict[str, Tensor]) -> dict[str, Tensor]:

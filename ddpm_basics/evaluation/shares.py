@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
 
 from ddpm_basics.evaluation.features import Classifier, in_batches
 from ddpm_basics.evaluation.folders import Fabrics
 from ddpm_basics.evaluation.intervals import BOOTSTRAPS, interval, wilson
 
+Floats = NDArray[np.float64]
 
-def predict(classifier: Classifier, fabrics: Fabrics, device) -> tuple[np.ndarray, np.ndarray]:
+
+def predict(
+    classifier: Classifier, fabrics: Fabrics, device: torch.device
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the likeliest tradition of each image (N,) and its probability (N,)."""
-    scores = in_batches(lambda x, where: classifier(x), fabrics, device, "classifying")
-    confidence, guess = scores.softmax(1).max(1)
+    confidence, guess = in_batches(classifier, device, "classifying", fabrics).softmax(1).max(1)
     return guess.numpy(), confidence.numpy()
 
 
-def confusion_matrix(truth: np.ndarray, guess: np.ndarray, classes: int) -> np.ndarray:
-    """Count pairs (classes, classes): row = true tradition, column = guess."""
-    counts = np.zeros((classes, classes))
-    np.add.at(counts, (truth, guess), 1)
-    return counts
-
-
-def true_shares(guessed: np.ndarray, confusion: np.ndarray, steps: int = 500) -> np.ndarray:
+def true_shares(guessed: Floats, confusion: Floats, steps: int = 500) -> Floats:
     """Shares p that explain the guessed shares q through the classifier's errors: q = p C.
 
     `guessed` (..., K) are shares, `confusion` (..., K, K) counts with true traditions in rows. The
@@ -41,28 +41,25 @@ def true_shares(guessed: np.ndarray, confusion: np.ndarray, steps: int = 500) ->
 
 
 def tradition_report(
-    names: list[str],
-    samples: tuple[np.ndarray, np.ndarray],
-    heldout: tuple[np.ndarray, np.ndarray],
-    truth: np.ndarray,
-    fair: np.ndarray,
-    rng: np.random.Generator,
-) -> dict:
-    """Shares of the traditions among the samples, from predictions (guess, confidence).
+    classifier: Classifier,
+    folders: dict[str, Fabrics],
+    rng: Generator,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Shares of the traditions among the samples, beside those among the training images.
 
-    The bootstrap draws the samples and the held-out images behind the confusion matrix anew.
+    folders: "samples", "train", and the "heldout" that the classifier was not trained on.
     """
-    k, (guess, confidence), (checked, sure) = len(names), samples, heldout
-    confusion = confusion_matrix(truth, checked, k)
+    names, k, heldout = classifier.names, len(classifier.names), folders["heldout"]
+    guess, confidence = predict(classifier, folders["samples"], device)
+    checked, sure = predict(classifier, heldout, device)
+    truth = np.array([names.index(label) for label in heldout.labels])
+    fair = fair_shares(names, folders["train"], heldout)
+    confusion = np.zeros((k, k))  # row = true tradition, column = guess
+    np.add.at(confusion, (truth, checked), 1)
     guessed = np.bincount(guess, minlength=k) / len(guess)
     shares = true_shares(guessed, confusion)
-    guesses = rng.multinomial(len(guess), guessed, BOOTSTRAPS) / len(guess)
-    rows = confusion.sum(1).astype(int)
-    rates = confusion / rows[:, None]
-    confusions = np.stack(
-        [rng.multinomial(n, rate, BOOTSTRAPS) for n, rate in zip(rows, rates, strict=True)], 1
-    )
-    resampled = true_shares(guesses, confusions, steps=200)
+    resampled = resample_shares(guessed, len(guess), confusion, rng)
     wrong = int((truth != checked).sum())
     threshold = float(np.quantile(sure, 0.05))
     return {
@@ -70,9 +67,9 @@ def tradition_report(
         "fair_share": fair.tolist(),
         "guessed_share": guessed.tolist(),
         "share": shares.tolist(),
-        "share_bootstrap_95": [interval(resampled[:, i]) for i in range(k)],
+        "share_bootstrap_95": [interval(column) for column in resampled.T],
         "share_over_fair": (shares / fair).tolist(),
-        "recall_on_heldout": np.diag(rates).tolist(),
+        "recall_on_heldout": (np.diag(confusion) / confusion.sum(1)).tolist(),
         "confusion_on_heldout": confusion.astype(int).tolist(),
         "classifier_error": wrong / len(truth),
         "classifier_error_wilson_95": wilson(wrong, len(truth)),
@@ -81,7 +78,14 @@ def tradition_report(
     }
 
 
-def fair_shares(names: list[str], train: Fabrics, heldout: Fabrics) -> np.ndarray:
+def resample_shares(guessed: Floats, count: int, confusion: Floats, rng: Generator) -> Floats:
+    """Draw the samples and the held-out images behind the confusion matrix anew: (B, K) shares."""
+    guesses = rng.multinomial(count, guessed, BOOTSTRAPS) / count
+    rows = [rng.multinomial(int(row.sum()), row / row.sum(), BOOTSTRAPS) for row in confusion]
+    return true_shares(guesses, np.stack(rows, 1), steps=200)
+
+
+def fair_shares(names: list[str], train: Fabrics, heldout: Fabrics) -> Floats:
     """Shares of the traditions among the training images, or, if unlabelled, the held-out ones."""
     counts = Counter(train.labels)
     if set(counts) != set(names):
@@ -93,7 +97,7 @@ def fair_shares(names: list[str], train: Fabrics, heldout: Fabrics) -> np.ndarra
     return np.array([counts[name] for name in names]) / counts.total()
 
 
-def colour_report(folders: dict[str, Fabrics], rng: np.random.Generator) -> dict:
+def colour_report(folders: dict[str, Fabrics], rng: Generator) -> dict[str, Any]:
     """Channel statistics in units of the range 0 to 1, each with a bootstrap interval over images.
 
     mean, spread: over all pixels of all images; palette: spread of the images' mean colours;
@@ -101,22 +105,22 @@ def colour_report(folders: dict[str, Fabrics], rng: np.random.Generator) -> dict
     """
     report = {}
     for name, fabrics in folders.items():
-        flat = fabrics.pixels.flatten(2).double() / 255
+        flat, n = fabrics.pixels.flatten(2).double() / 255, len(fabrics)
         mean, power = flat.mean(2).numpy(), flat.square().mean(2).numpy()  # (N, 3) each
-        weights = rng.multinomial(len(mean), np.full(len(mean), 1 / len(mean)), BOOTSTRAPS // 4)
-        resampled = colour_moments(weights / len(mean), mean, power)
-        exact = colour_moments(np.full((1, len(mean)), 1 / len(mean)), mean, power)
+        even = np.full(n, 1 / n)
+        resampled = colour_moments(rng.multinomial(n, even, BOOTSTRAPS // 4) / n, mean, power)
+        exact = colour_moments(even[None], mean, power)
         report[name] = {
             key: {
                 "rgb": exact[key][0].tolist(),
-                "bootstrap_95": [interval(resampled[key][:, c]) for c in range(3)],
+                "bootstrap_95": [interval(channel) for channel in resampled[key].T],
             }
             for key in exact
         }
     return report
 
 
-def colour_moments(weights: np.ndarray, mean: np.ndarray, power: np.ndarray) -> dict:
+def colour_moments(weights: Floats, mean: Floats, power: Floats) -> dict[str, Floats]:
     """Moments (B, 3) under weights (B, N) of images with channel means and mean squares (N, 3)."""
     centre = weights @ mean
     palette = np.maximum(weights @ mean**2 - centre**2, 0)
