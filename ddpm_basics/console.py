@@ -1,84 +1,105 @@
-"""The command line: options, one-sentence errors, progress, closing lines."""
+"""The command line: option types, one-sentence errors, durations."""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import math
-import re
 import sys
+from collections.abc import Callable
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, the file limit
+MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class UserError(Exception):
     """Something the user can mend; the message is one sentence that says what is wrong and how."""
 
 
-def whole_number(minimum, maximum=2**31):
+def new_parser(
+    description: str, epilog: str = "", prog: str | None = None
+) -> argparse.ArgumentParser:
+    """Return a parser whose --help shows every default."""
+    return argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+        epilog=epilog,
+        prog=prog,
+    )
+
+
+def whole_number(minimum: int, maximum: int = 2**31) -> Callable[[str], int]:
     """Return an argparse type for integers from minimum to maximum."""
 
-    def convert(text):
-        if not re.fullmatch(r"-?\d+", text) or not minimum <= int(text) <= maximum:
-            raise argparse.ArgumentTypeError(
-                f"'{text}' is not a whole number from {minimum} to {maximum}"
-            )
-        return int(text)
+    def convert(text: str) -> int:
+        if text.removeprefix("-").isdecimal() and minimum <= int(text) <= maximum:
+            return int(text)
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a whole number from {minimum} to {maximum}"
+        )
 
     return convert
 
 
-def share(text):
-    """Read a number from 0 up to, but not including, 1: a type for argparse."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to below 1")
-    return number
+def real_number(minimum: float, below: float = math.inf) -> Callable[[str], float]:
+    """Return an argparse type for numbers from minimum up to, but not including, `below`."""
 
-
-def number(kind, minimum, text_of_range):
-    """An argparse type: a number of a kind, not below a minimum."""
-
-    def convert(text):
+    def convert(text: str) -> float:
         try:
-            value = kind(text)
+            number = float(text)
         except ValueError:
-            value = float("nan")
-        if not minimum <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"'{text}' is not {text_of_range}")
-        return value
+            number = math.nan
+        if minimum <= number < below:
+            return number
+        end = "" if below == math.inf else f" to below {below:g}"
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from {minimum:g}{end}")
 
     return convert
 
 
-def duration(seconds: float) -> str:
-    """Seconds in the largest unit that gives a handy number."""
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
+def run_command(work: Callable[[], None], after_interrupt: str, if_memory_ends: str) -> int:
+    """Call work(); word what goes wrong in one sentence on stderr; return the exit code.
 
-
-def run_and_explain(work, after_interrupt):
-    """Call work() and return the exit code; say in one sentence on stderr what went wrong.
-
-    after_interrupt says what Ctrl-C has left behind.
+    after_interrupt says what Ctrl-C leaves behind, if_memory_ends what to type instead.
     """
     try:
         work()
     except UserError as error:
         problem = str(error)
-    except RuntimeError as error:
-        if "out of memory" not in str(error):
-            raise
-        problem = "The memory of the GPU is too small: draw fewer images at once."
-    except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        problem = f"{error.strerror or error}{place}: make room there or name another place."
     except KeyboardInterrupt:
         print(f"\nInterrupted. {after_interrupt}", file=sys.stderr)
         return 130
+    except OSError as error:
+        problem = word_os_error(error)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        problem = f"The memory is too small: {if_memory_ends}"
     else:
         return 0
     print(f"Error: {problem}", file=sys.stderr)
     return 1
+
+
+def word_os_error(error: OSError) -> str:
+    """Say what the system refused, where, and what to do."""
+    place = f" ({error.filename})" if error.filename else ""
+    if error.errno in DISK_FULL:
+        advice = "free some space and run the same command again; files written before are whole"
+    else:
+        advice = "mend that or name another place"
+    return f"{error.strerror or error}{place}: {advice}."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Recognise the errors of CUDA, of the CPU's allocator and of Python itself."""
+    return isinstance(error, MemoryError) or any(word in str(error) for word in MEMORY_WORDS)
+
+
+def duration(seconds: float) -> str:
+    """Word seconds in the largest unit that gives a handy number."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"

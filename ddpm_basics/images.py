@@ -1,198 +1,233 @@
-"""Images read and written: decoder, folder reader, grids, films."""
+"""Images read and written: the one decoder, the one folder reader, tilings, films."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import imageio.v2 as imageio
-import imageio_ffmpeg  # noqa: F401 - imageio looks for it only when it writes a film
 import numpy as np
-import torch
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm.auto import tqdm
 
 from ddpm_basics.console import UserError
 from ddpm_basics.files import write_atomically
 
-MIN_IMAGES = 100  # fewer cannot teach a network of this kind anything but themselves
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}  # in upper or lower case
+
+
+# ---- Reading -------------------------------------------------------------------------------------
 
 
 def find_images(folder: Path) -> tuple[list[Path], list[Path]]:
-    """All image files below `folder`, sorted, and the files that were passed over.
+    """Return the images in a folder and its subfolders, sorted, and the files passed over.
 
-    Raises UserError when the folder is missing or cannot be read.
+    Files and folders whose names begin with a dot are passed over, the latter unseen. Raises
+    UserError when the folder is missing or cannot be read.
     """
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise UserError(f"The data folder {folder} {what}; name a folder of images with --data.")
+        raise UserError(f"The folder {folder} {what}: name a folder of images.")
 
     def unreadable(error: OSError) -> None:
-        raise UserError(f"The data folder {error.filename} cannot be read ({error.strerror}).")
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}).")
 
-    images, ignored = [], []
+    found: list[Path] = []
     for root, folders, names in os.walk(folder, onerror=unreadable):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in sorted(names):
-            path = Path(root) / name
-            hidden = name.startswith(".")
-            wanted = path.suffix.lower() in IMAGE_SUFFIXES and not hidden
-            (images if wanted else ignored).append(path)
-    return sorted(images), sorted(ignored)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(root, name) for name in names]
+    images = {p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")}
+    return sorted(images), sorted(set(found) - images)
 
 
-def decode_image(path: Path, size: int | None = None) -> Image.Image:
-    """An RGB image: upright, on white where it is transparent, 16 bits scaled to 8.
+def label_of(path: Path, folder: Path) -> str:
+    """Return a picture's label: the path of its folder below the data folder, or ""."""
+    below = path.relative_to(folder).parent
+    return "" if below == Path(".") else below.as_posix()
 
-    With `size` it is cropped to its central square and reduced to size x size pixels. The crop
-    comes first, because stretching would change the patterns that the network is to learn.
+
+def decode(path: Path, size: int | None = None) -> Image.Image:
+    """Read a picture as RGB: upright, over white where it is transparent, 16 bits scaled to 8.
+
+    With `size` its central square is cut out, then reduced to size x size pixels: stretching
+    would change the patterns, and resizing with a box would mix in what lies outside the square.
+    Raises UserError that names the file and the reason.
     """
-    with Image.open(path) as opened:
-        opened.load()
-        image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith("I") or image.mode == "F":
-        grey = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray(np.uint8(np.clip(grey / 257, 0, 255)))
-    if image.mode in ("P", "LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    if size is not None and image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    return image
-
-
-def load_images(
-    folder: Path, size: int, at_least: int = MIN_IMAGES
-) -> tuple[torch.Tensor, dict[str, str]]:
-    """All images of a folder as one tensor, and the digest of each.
-
-    Returns (uint8 tensor of shape (N, 3, size, size), {path inside the folder: digest}). 1,059
-    images of 64x64 are 13 MB, so they stay in memory (on a GPU: in its memory) for the whole run.
-    Raises UserError for a broken file or too few images.
-    """
-    paths, _ = find_images(folder)
-    if len(paths) < at_least:
-        raise UserError(
-            f"{folder} holds {len(paths)} images, and at least {at_least} are needed; add some, "
-            "or name another folder."
-        )
-    pixels, digests = [], {}
-    for path in tqdm(paths, desc="Reading images", unit="image", leave=False, delay=2):
-        try:
-            array = np.asarray(decode_image(path, size))
-        except Exception as error:  # Pillow raises many kinds for a damaged file
-            raise UserError(
-                f"{path} cannot be read as an image ({error}); "
-                "remove it, or see all that is wrong with --verify."
-            ) from None
-        pixels.append(array)
-        digests[path.relative_to(folder).as_posix()] = hashlib.sha256(array.tobytes()).hexdigest()[
-            :16
-        ]
-    stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
-    return stacked, digests
-
-
-def data_checksum(digests: dict[str, str]) -> str:
-    """One checksum over the names and pixels of a whole data set."""
-    lines = "\n".join(f"{name} {digest}" for name, digest in sorted(digests.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()[:16]
-
-
-def to_picture(image):
-    """Turn an image [c, h, w] in [0, 1] into a PIL picture, 8 bits per channel."""
-    levels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(levels.squeeze())
-
-
-def save_grid(images, path, title, columns=None, cell=160, captions=()):
-    """Save images [n, c, h, w] in [0, 1] as one picture: a title above a grid of cells.
-
-    columns: as many as make the grid square, unless given. cell: pixels per side that each image
-    is enlarged to. captions: a line of text below each image.
-    """
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    gap, top, foot = 8, 44, 24 if captions else 0
-    font, small = ImageFont.load_default(20), ImageFont.load_default(14)
-    grid_width = columns * (cell + gap) - gap
-    width = math.ceil(max(grid_width, font.getlength(title))) + 2 * gap
-    sheet = Image.new("RGB", (width, top + rows * (cell + foot + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((width / 2, top / 2), title, "black", font, anchor="mm")
-    for i, image in enumerate(images):
-        x = (width - grid_width) // 2 + i % columns * (cell + gap)
-        y = top + i // columns * (cell + foot + gap)
-        sheet.paste(to_picture(image).resize((cell, cell), Image.Resampling.BICUBIC), (x, y))
-        if captions:
-            draw.text((x + cell / 2, y + cell + foot / 2), captions[i], "black", small, "mm")
-    with write_atomically(path) as temporary:
-        sheet.save(temporary)
-
-
-def read_image(path):
-    """Read a picture as a tensor [c, h, w] in [0, 1]."""
-    with Image.open(path) as picture:
-        levels = np.atleast_3d(np.array(picture))
-    return torch.from_numpy(levels).permute(2, 0, 1) / 255
-
-
-def read_fabric(path, size=64):
-    """Read an image file as RGB [3, size, size] in [0, 1], cropped to its middle square."""
     try:
-        with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture).convert("RGB")
-    except OSError as error:
-        raise UserError(f"{path} is no image that can be read: remove it from --data.") from error
-    square = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255
+        with warnings.catch_warnings(), Image.open(path) as file:
+            warnings.simplefilter("ignore")
+            picture = flatten(ImageOps.exif_transpose(file))
+    except Exception as error:  # Pillow raises a dozen kinds for damaged files
+        reason = "an empty file" if path.is_file() and path.stat().st_size == 0 else error
+        raise UserError(
+            f"{path} is no image that can be read ({reason}): mend or remove it."
+        ) from None
+    if size is None or picture.size == (size, size):
+        return picture
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    square = picture.crop((left, top, left + side, top + side))
+    return square.resize((size, size), Image.Resampling.LANCZOS)
 
 
-def pixels(x_t):
-    """Turn what lies in [-1, 1], or with its noise beyond, into an image in [0, 1]."""
-    return (x_t.float().cpu().clamp(-1, 1) + 1) / 2
+def flatten(picture: Image.Image) -> Image.Image:
+    """Turn any kind of picture into RGB.
+
+    Raises ValueError for pixels that are neither integers of up to 16 bits nor colours.
+    """
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels")
+    if picture.mode.startswith("I"):  # Pillow's own conversion would saturate
+        levels = np.asarray(picture).astype(np.float64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError("more than 16 bits in a channel")
+        picture = Image.fromarray(np.floor(levels / 257 + 0.5).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
 
 
-def mosaic(images):
-    """Put n images [n, c, h, w] into one that is about square."""
-    columns = math.ceil(math.sqrt(len(images)))
-    blank = torch.ones_like(images[:1]).expand(-len(images) % columns, -1, -1, -1)
-    rows = torch.cat([images, blank]).split(columns)
-    return torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
+@dataclass(frozen=True)
+class ImageFolder:
+    """The pictures of a folder: pixels (N, 3, H, W) uint8, a file and a label for each."""
+
+    folder: Path
+    files: list[Path]
+    labels: list[str]
+    pixels: NDArray[np.uint8]
+
+    def digests(self) -> dict[str, str]:
+        """Return {path inside the folder: checksum of the pixels as they were read}."""
+        return {
+            path.relative_to(self.folder).as_posix(): hashlib.sha256(image.tobytes()).hexdigest()[
+                :16
+            ]
+            for path, image in zip(self.files, self.pixels, strict=True)
+        }
 
 
-def panel(images, captions, cell=192):
-    """Draw images [c, h, w] in [0, 1] side by side, each with a caption: a frame of a GIF."""
-    gap, foot = 8, 28
-    size = (gap + len(images) * (cell + gap), cell + gap + foot)
-    sheet = Image.new("RGB", size, "white")
+def read_folder(folder: Path, size: int | None = None, at_least: int = 1) -> ImageFolder:
+    """Read all pictures of a folder and its subfolders.
+
+    size: pixels per side that each is brought to; without it all have to have one size, as
+    resizing unasked would change what is measured. 1,059 images of 64x64 take 13 MB. Raises
+    UserError for a missing folder, too few pictures, broken ones, and mixed sizes.
+    """
+    files, _ = find_images(folder)
+    if len(files) < at_least:
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise UserError(
+            f"{folder} holds {len(files)} images ({kinds}), and at least {at_least} are needed: "
+            "add some, or name another folder."
+        )
+    pictures, broken = [], []
+    for path in tqdm(files, f"Reading {folder.name}", unit="image", leave=False, delay=2):
+        try:
+            pictures.append(np.asarray(decode(path, size)))
+        except UserError as error:
+            broken.append(str(error))
+    if broken:
+        raise UserError(f"{len(broken)} of {len(files)} images in {folder} are broken: {broken[0]}")
+    check_one_size(files, pictures)
+    pixels = np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2))
+    return ImageFolder(folder, files, [label_of(path, folder) for path in files], pixels)
+
+
+def check_one_size(files: list[Path], pictures: list[NDArray[np.uint8]]) -> None:
+    """Raise UserError that names the first picture of another size than most."""
+    (usual, _), *others = Counter(picture.shape[:2] for picture in pictures).most_common()
+    if others:
+        odd = next(i for i, picture in enumerate(pictures) if picture.shape[:2] != usual)
+        height, width = pictures[odd].shape[:2]
+        raise UserError(
+            f"{files[odd]} has {width}x{height} pixels and most of its folder have "
+            f"{usual[1]}x{usual[0]}: remove it, or bring all to one size with "
+            "'python -m ddpm_basics.fabrics --photos'."
+        )
+
+
+# ---- Showing -------------------------------------------------------------------------------------
+
+
+def to_picture(image: ArrayLike) -> Image.Image:
+    """Turn an image [c, h, w] in [0, 1], an array or a tensor on the CPU, into 8 bits a channel."""
+    levels = np.rint(np.clip(np.asarray(image, np.float32), 0, 1) * 255).astype(np.uint8)
+    return Image.fromarray(levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0))
+
+
+def from_picture(picture: Image.Image) -> NDArray[np.float32]:
+    """Turn a picture of 8 bits a channel into an image [c, h, w] in [0, 1]."""
+    levels = np.atleast_3d(np.asarray(picture))
+    return levels.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+
+
+def tile(
+    images: Iterable[Any],
+    columns: int | None = None,
+    *,
+    cell: int | None = None,
+    gap: int = 8,
+    title: str = "",
+    captions: Sequence[str] = (),
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Image.Image:
+    """Draw images [c, h, w] in [0, 1], or pictures of equal size, row by row on a white sheet.
+
+    columns: as many as make the sheet square, unless given. cell: pixels per side that each image
+    is enlarged to. title: a line above all; captions: one below each.
+    """
+    pictures = [i if isinstance(i, Image.Image) else to_picture(i) for i in images]
+    width, height = (cell, cell) if cell else pictures[0].size
+    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    head, foot = 44 if title else gap, 24 if captions else 0
+    large, small = ImageFont.load_default(20), ImageFont.load_default(14)
+    grid_width = columns * (width + gap) - gap
+    sheet_width = math.ceil(max(grid_width, large.getlength(title) if title else 0)) + 2 * gap
+    sheet = Image.new("RGB", (sheet_width, head + rows * (height + foot + gap)), "white")
     draw = ImageDraw.Draw(sheet)
-    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        x = gap + i * (cell + gap)
-        sheet.paste(to_picture(image).resize((cell, cell), Image.Resampling.NEAREST), (x, gap))
-        center = (x + cell / 2, gap + cell + foot / 2)
-        draw.text(center, caption, "black", ImageFont.load_default(16), "mm")
+    draw.text((sheet_width / 2, head / 2), title, "black", large, "mm")
+    for i, picture in enumerate(pictures):
+        x = (sheet_width - grid_width) // 2 + i % columns * (width + gap)
+        y = head + i // columns * (height + foot + gap)
+        sheet.paste(picture.resize((width, height), resample), (x, y))
+        if captions:
+            draw.text((x + width / 2, y + height + foot / 2), captions[i], "black", small, "mm")
     return sheet
 
 
-def save_gif(pictures, path, milliseconds):
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture in the format that its name says."""
+    with write_atomically(path) as temporary:
+        picture.save(temporary)
+
+
+def save_gif(pictures: Sequence[Image.Image], path: Path, milliseconds: Sequence[int]) -> None:
     """Write pictures as an animation that repeats; each gets 256 colours of its own."""
-    frames = [picture.convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE)
-              for picture in pictures]  # fmt: skip
-    if isinstance(milliseconds, int):
-        milliseconds = [milliseconds] * len(frames)
+    frames = [
+        picture.convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE)
+        for picture in pictures
+    ]
     with write_atomically(path) as temporary:
-        frames[0].save(temporary, save_all=True, append_images=frames[1:], loop=0,
-                       duration=milliseconds)  # fmt: skip
+        frames[0].save(
+            temporary, save_all=True, append_images=frames[1:], loop=0, duration=list(milliseconds)
+        )
 
 
-def save_film(pictures, path, milliseconds):
-    """Write pictures as an .mp4 that every browser plays."""
+def save_film(pictures: Iterable[Image.Image], path: Path, milliseconds: int) -> None:
+    """Write pictures as an .mp4 that every browser plays, each shown so long."""
+    frames: list[Any] = [np.asarray(picture.convert("RGB")) for picture in pictures]
     with write_atomically(path) as temporary:
-        imageio.mimwrite(temporary, [np.asarray(picture.convert("RGB")) for picture in pictures],
-                         fps=1000 / milliseconds, codec="libx264", pixelformat="yuv420p",
-                         quality=8, macro_block_size=2)  # fmt: skip
+        imageio.mimwrite(
+            temporary, frames, fps=1000 / milliseconds, codec="libx264", pixelformat="yuv420p",
+            quality=8, macro_block_size=2,
+        )  # fmt: skip

@@ -4,10 +4,10 @@ They are drawings in homage, made with a few lines of arithmetic; they are not a
 and what the real cloths mean to the people who make and wear them is not in them. The function of
 each tradition names the cloth, its makers and a book to begin with.
 
-__main__       `python -m ddpm_basics.fabrics`: the options, and what goes wrong in one sentence
-folder         the folder on disk: plan it, claim it, complete it on all cores, note it
+__main__       `python -m ddpm_basics.fabrics`: the options
+folder         a folder on disk, of drawn fabrics or of photographs: claimed, completed on all cores
+manifest       manifest.json, which says what a folder holds
 drawing        one fabric as a pure function of (seed, split, index); the list of traditions
-photographs    your own pictures instead: found, read, cropped to a square
 cloth          the cloth to draw on, its yarn, and the light that falls on it
 shapes         cells, stripes, rings, petals and the rest that the traditions share
 colour         sRGB, OKLab and dyes

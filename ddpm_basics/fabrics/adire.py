@@ -40,10 +40,12 @@ def adire(cloth: Cloth) -> None:
     cloth.hold(turn=5, hand=0.014)
     deep, mid, pale = cloth.dyes(ADIRE_DYES)
     cloth.fill(deep)
+    petal, few = int(rng.choice([4, 5, 6, 7, 8])), int(rng.choice([2, 3]))
+    first = rng.uniform(0.11, 0.17)
     kinds = [
-        lambda u, v: rings(u, v, int(few), first, 0.07),
-        lambda u, v: petals(u, v, int(petal), first, 0.43),
-        lambda u, v: sun(u, v, int(petal) + 4),
+        lambda u, v: rings(u, v, few, first, 0.07),
+        lambda u, v: petals(u, v, petal, first, 0.43),
+        lambda u, v: sun(u, v, petal + 4),
         lambda u, v: spiral(u, v, few - 0.5, 0.085),
         lambda u, v: lattice(u, v, few, 0.075),
         lambda u, v: dots(u, v, 3, 0.1),
@@ -51,7 +53,6 @@ def adire(cloth: Cloth) -> None:
         lambda u, v: leaf(u, v),
         lambda u, v: lozenges(u, v, 2, 0.09),
     ]
-    petal, few, first = rng.choice([4, 5, 6, 7, 8]), rng.choice([2, 3]), rng.uniform(0.11, 0.17)
     layout = rng.choice(4, p=[0.3, 0.25, 0.25, 0.2])
     if layout == 3:  # one great figure in a frame
         scale = rng.uniform(0.46, 0.64)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ddpm_basics.fabrics.colour import dye
+from ddpm_basics.fabrics.colour import Array, dye
 
 
 class Cloth:
@@ -17,7 +18,7 @@ class Cloth:
     shape (3, pixels, pixels), is what has been painted so far.
     """
 
-    def __init__(self, rng: np.random.Generator, pixels: int):
+    def __init__(self, rng: np.random.Generator, pixels: int) -> None:
         self.rng, self.pixels = rng, pixels
         self.slub = 0.014  # unevenness of the yarn, in OKLab lightness
         self.mottle = 0.016  # unevenness of the dye, in OKLab lightness
@@ -36,39 +37,39 @@ class Cloth:
             self.x = self.x + sag * self.noise(2) + hand * self.noise(13)
             self.y = self.y + sag * self.noise(2) + hand * self.noise(13)
 
-    def noise(self, cells: int) -> np.ndarray:
+    def noise(self, cells: int) -> Array:
         """Return smooth noise with about `cells` bumps across, mean 0, spread near 0.7."""
         between = bicubic(self.pixels, cells)
         return between @ self.rng.standard_normal((cells + 3, cells + 3)) @ between.T
 
-    def dyes(self, palettes: str) -> np.ndarray:
+    def dyes(self, palettes: str) -> Array:
         """Choose one of the palettes, a line each, and dye it."""
         rows = palettes.strip().splitlines()
         return dye(self.rng, rows[self.rng.integers(len(rows))])
 
-    def ink(self, distance: np.ndarray, scale: float = 1.0, soft: float = 1.0) -> np.ndarray:
+    def ink(self, distance: Array, scale: float = 1.0, soft: float = 1.0) -> Array:
         """Return coverage in [0, 1]: full where a distance is negative, soft by a pixel or so.
 
         `scale` is how many of the distance's units go into one unit of `x`.
         """
         return np.clip(0.5 - distance * (self.pixels / (2 * scale * soft)), 0, 1)
 
-    def fill(self, colour: np.ndarray) -> None:
+    def fill(self, colour: Array) -> None:
         """Paint the whole cloth in one colour."""
         self.lab[:] = colour[:, None, None]
 
-    def paint(self, cover: np.ndarray, colour: np.ndarray) -> None:
+    def paint(self, cover: Array, colour: Array) -> None:
         """Paint a colour, shape (3,), over what is there, where `cover` says so."""
         for channel in range(3):
             self.lab[channel] += cover * (colour[channel] - self.lab[channel])
 
-    def weave(self, index: np.ndarray, colours: np.ndarray) -> None:
+    def weave(self, index: NDArray[np.integer], colours: Array) -> None:
         """Set every point to the colour with that index."""
         self.lab = np.ascontiguousarray(np.moveaxis(colours[index], -1, 0))
 
 
 @functools.lru_cache
-def bicubic(pixels: int, cells: int) -> np.ndarray:
+def bicubic(pixels: int, cells: int) -> Array:
     """Return the matrix, (pixels, cells + 3), that puts a smooth curve through random heights.
 
     Catmull-Rom weights: Keys, "Cubic convolution interpolation" (1981), equation 4 with a = -1/2.

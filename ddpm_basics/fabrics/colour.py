@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
 
 HUE_JITTER = 5.0  # degrees, standard deviation, one draw for each dye
 CHROMA_JITTER = 0.10  # standard deviation of the logarithm of the chroma
@@ -28,27 +31,32 @@ LMS_TO_RGB = np.linalg.inv(RGB_TO_LMS)
 LAB_TO_LMS = np.linalg.inv(LMS_TO_LAB)
 
 
-def oklab(colour: str) -> np.ndarray:
+def oklab(colour: str) -> Array:
     """Return the OKLab coordinates, shape (3,), of an sRGB colour written as six hex digits."""
-    srgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4)])
+    return to_oklab(np.array([int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4)]))
+
+
+def to_oklab(srgb: Array) -> Array:
+    """Return OKLab, (3,) or (3, n), for sRGB in [0, 1] of the same shape."""
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    return LMS_TO_LAB @ np.cbrt(RGB_TO_LMS @ linear)
+    lab: Array = LMS_TO_LAB @ np.cbrt(RGB_TO_LMS @ linear)
+    return lab
 
 
-def linear_rgb(lab: np.ndarray) -> np.ndarray:
+def linear_rgb(lab: Array) -> Array:
     """Return linear sRGB, unclipped, for OKLab values; the channels are the first axis of both."""
     lms = np.tensordot(LAB_TO_LMS, lab, 1)
     return np.tensordot(LMS_TO_RGB, lms * lms * lms, 1)
 
 
-def encode_srgb(linear: np.ndarray) -> np.ndarray:
+def encode_srgb(linear: Array) -> NDArray[np.uint8]:
     """Clip linear sRGB to [0, 1] and encode it as bytes with the sRGB transfer curve."""
     linear = np.clip(linear, 0, 1)
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return np.floor(srgb * 255 + 0.5).astype(np.uint8)
 
 
-def dye(rng: np.random.Generator, colours: str) -> np.ndarray:
+def dye(rng: np.random.Generator, colours: str) -> Array:
     """Dye a palette: jitter each colour in OKLCh, with part of the hue shift common to all.
 
     `colours` is a row of hex colours; returns OKLab, shape (number of colours, 3).

@@ -46,10 +46,10 @@ TRADITIONS = {
 }
 
 
-def render(seed: int, index: int, split: str = "train", size: int = IMAGE_SIZE) -> np.ndarray:
-    """Draw one fabric: a pure function of its arguments.
+def render(seed: int, index: int, split: str = "train", size: int = IMAGE_SIZE) -> Image.Image:
+    """Draw one fabric, size x size pixels, RGB: a pure function of its arguments.
 
-    Returns bytes, sRGB, shape (size, size, 3). Index i is of tradition i modulo their number, so
+    Index i is of tradition i modulo their number, so
     every tradition has its fair share of any count, within one.
     """
     stream = np.random.SeedSequence(entropy=seed, spawn_key=(SPLITS[split], index))
@@ -63,4 +63,4 @@ def render(seed: int, index: int, split: str = "train", size: int = IMAGE_SIZE) 
         np.asarray(Image.fromarray(channel).resize((size, size), Image.Resampling.LANCZOS))
         for channel in linear
     ]
-    return encode_srgb(np.stack(small, -1).astype(np.float64))
+    return Image.fromarray(encode_srgb(np.stack(small, -1).astype(np.float64)))

@@ -2,307 +2,238 @@
 
 from __future__ import annotations
 
-import argparse
-import functools
 import hashlib
-import json
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from ddpm_basics.console import UserError
-from ddpm_basics.fabrics.drawing import DATA_VERSION, TRADITIONS, render
-from ddpm_basics.fabrics.photographs import BrokenPhotograph, find_photographs, photograph
-from ddpm_basics.files import write_atomically
+from ddpm_basics.console import UserError, duration
+from ddpm_basics.fabrics.drawing import DATA_VERSION, IMAGE_SIZE, TRADITIONS, render
+from ddpm_basics.fabrics.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from ddpm_basics.files import check_folder, remove_leftovers
+from ddpm_basics.images import decode, find_images, label_of, save_picture
 
-MANIFEST = "manifest.json"
-MADE_BY = ("ddpm_basics.fabrics", "prepare_fabrics.py")  # now, and in older folders
-CHUNK = 8  # images that a worker process makes between two looks at the clock
+COUNT = 1059  # images, as many as the photographs that the course used
+CHUNK = 8  # pictures that a worker process makes before it looks up
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture to make: where it goes in the folder, its label, and what it is made from."""
-
-    file: str
-    label: str
-    source: int | Path  # the index of a drawn fabric, or a photograph
+Maker = Callable[[], Image.Image]  # makes a picture; UserError says what is wrong with its source
 
 
-def plan_fabrics(options: argparse.Namespace) -> tuple[dict, list[Picture]]:
-    """Return what tells one set of drawn fabrics from another, and its pictures."""
-    settings = {
-        "version": DATA_VERSION,
-        "seed": options.seed,
-        "split": options.split,
-        "count": options.count,
-        "size": options.size,
-    }
+def draw_fabrics(
+    output: Path, *, split: str = "train", count: int = COUNT, seed: int = 0,
+    size: int = IMAGE_SIZE, workers: int = CORES, force: bool = False,
+) -> None:  # fmt: skip
+    """Draw fabrics 0 to count - 1 of a split into a folder, or those that it lacks.
+
+    Prints what it did. Raises UserError when the folder holds anything else; with `force`,
+    replaces there what was made before, and nothing of the user's.
+    """
     names = list(TRADITIONS)
-    labels = [names[index % len(names)] for index in range(options.count)]
-    return settings, [Picture(f"{x}/{i:04d}.png", x, i) for i, x in enumerate(labels)]
-
-
-def plan_photographs(options: argparse.Namespace) -> tuple[dict, list[Picture]]:
-    """Return what tells one set of photographs from another, and its pictures. Raises UserError."""
-    folder = Path(options.photos)
-    paths, others = find_photographs(folder, options.output)
-    if others:
-        print(f"{others} other files in {folder} are left out.")
-    pictures, listing = [], hashlib.sha256()
-    for index, path in enumerate(paths):
-        inside = path.relative_to(folder)
-        label = inside.parent.as_posix() if inside.parent != Path(".") else "photographs"
-        pictures.append(Picture(f"{label}/{index:04d}.png", label, path))
-        listing.update(f"{inside.as_posix()} {path.stat().st_size}\n".encode())
-    settings = {
-        "photos": folder.resolve().name,
-        "listing": listing.hexdigest()[:16],  # of the photographs' names and lengths
-        "count": len(pictures),
-        "size": options.size,
-    }
-    return settings, pictures
-
-
-def read_manifest(output: Path) -> dict | None:
-    """Return the manifest that an earlier run left; None where there is none of ours."""
-    try:
-        manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["made_by"] not in MADE_BY:
-            return None
-        files = [Path(file) for file in manifest["traditions"]]
-        dict(manifest.get("pixels", {})), dict(manifest.get("broken", {}))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    safe = not any(file.is_absolute() or ".." in file.parts for file in files)
-    return manifest if safe else None
-
-
-def write_manifest(output: Path, settings: dict, pictures: list[Picture], **results) -> None:
-    """Note what the folder holds, or is going to hold as long as its sha256 is null."""
-    manifest = {"made_by": MADE_BY[0], **settings, "sha256": None, **results}
-    manifest["traditions"] = {picture.file: picture.label for picture in pictures}
-    with write_atomically(output / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-
-
-def describe(manifest: dict) -> str:
-    """Say in a few words what a folder holds."""
-    count, size, photos, split, seed, version = (
-        manifest.get(key) for key in ("count", "size", "photos", "split", "seed", "version")
+    labels = [names[index % len(names)] for index in range(count)]
+    files = {f"{label}/{index:04d}.png": label for index, label in enumerate(labels)}
+    makers = [partial(render, seed, index, split, size) for index in range(count)]
+    plan = Manifest(
+        version=DATA_VERSION, seed=seed, split=split, count=count, size=size, traditions=files
     )
-    what = f"{count} images of {size}x{size}"
-    if photos:
-        return f"{what} from the photographs in '{photos}'"
-    return f"{what} ({split}, seed {seed}, version {version})"
+    complete(output, plan, makers, workers, force)
 
 
-def other_files(output: Path, manifest: dict | None) -> list[str]:
-    """Return the files in the folder that this command did not write, hidden ones aside."""
-    ours = {MANIFEST, *manifest["traditions"]} if manifest else set()
-    inside = [path.relative_to(output) for path in output.rglob("*") if path.is_file()]
-    seen = [path.as_posix() for path in inside if not path.name.startswith(".")]
-    return sorted(set(seen) - ours)
+def prepare_photographs(
+    photos: Path, output: Path, *, size: int = IMAGE_SIZE, workers: int = CORES,
+    skip_broken: bool = False, force: bool = False,
+) -> None:  # fmt: skip
+    """Crop the photographs in a folder and its subfolders to squares, into another folder.
 
-
-def claim(output: Path, settings: dict, pictures: list[Picture], force: bool) -> dict:
-    """Make the folder ready; return the manifest of an earlier run that is to be completed.
-
-    Without one, or under --force, write a new manifest and return {}. Raises UserError rather than
-    touch anything that this command did not write.
+    Prints what it did. Raises UserError as draw_fabrics does, and in the end for photographs that
+    cannot be read, unless they are to be skipped.
     """
-    if output.exists() and not output.is_dir():
-        raise UserError(f"{output} is a file: choose a folder with --output.")
-    old = read_manifest(output)
-    if old and not force:
-        if all(old.get(key) == value for key, value in settings.items()):
-            return old
-        raise UserError(
-            f"{output} holds {describe(old)}: choose another --output, or render anew with --force."
-        )
-    others = other_files(output, old)
-    if others and not force:
-        raise UserError(
-            f"{output} holds files of your own, such as {others[0]}: choose another --output."
-        )
-    taken = sorted({MANIFEST, *(picture.file for picture in pictures)}.intersection(others))
-    if taken:
-        raise UserError(
-            f"{output / taken[0]} is not from this command, and not even --force replaces it: "
-            "move it away or choose another --output."
-        )
-    if old:
-        remove_written(output, old)
-    output.mkdir(parents=True, exist_ok=True)
-    write_manifest(output, settings, pictures)
-    return {}
-
-
-def remove_written(output: Path, manifest: dict) -> None:
-    """Remove the files that the manifest lists, then the folders that are empty without them."""
-    for file in manifest["traditions"]:
-        (output / file).unlink(missing_ok=True)
-    remove_leftovers(output, manifest["traditions"])
-    folders = {parent for file in manifest["traditions"] for parent in Path(file).parents}
-    for folder in sorted(folders - {Path(".")}, reverse=True):
-        if (output / folder).is_dir() and not any((output / folder).iterdir()):
-            (output / folder).rmdir()
-
-
-def remove_leftovers(output: Path, files) -> None:
-    """Remove the temporary files of a run that was killed in the middle of writing."""
-    for folder in {output, *((output / file).parent for file in files)}:
-        for path in [*folder.glob(".*.tmp.png"), *folder.glob(".manifest.*.tmp.json")]:
-            path.unlink(missing_ok=True)
-
-
-def read_back(output: Path, pictures: list[Picture], size: int) -> tuple[dict, str]:
-    """Decode what stands in the folder.
-
-    Returns a short checksum for each whole picture of the right size, and one over the pixels of
-    all of them in order: SHA-256 of their bytes, row by row, red, green, blue.
-    """
-    found, everything = {}, hashlib.sha256()
-    for picture in tqdm(pictures, "reading", unit="image", delay=2, leave=False):
-        try:
-            with Image.open(output / picture.file) as image:
-                if image.size != (size, size) or image.mode != "RGB":
-                    continue
-                pixels = image.tobytes()
-        except (OSError, ValueError, SyntaxError):
-            continue  # missing or damaged: it will be made again
-        found[picture.file] = hashlib.sha256(pixels).hexdigest()[:16]
-        everything.update(pixels)
-    return found, everything.hexdigest()
-
-
-def make_some(pictures: list[Picture], settings: dict, output: Path) -> list[tuple]:
-    """Make a few pictures and write them; return (file, None or what is wrong with its source)."""
-    results = []
-    for picture in pictures:
-        try:
-            if isinstance(picture.source, int):
-                seed, split = settings["seed"], settings["split"]
-                pixels = render(seed, picture.source, split, settings["size"])
-            else:
-                pixels = photograph(picture.source, settings["size"])
-        except BrokenPhotograph as error:
-            results.append((picture.file, str(error)))
-            continue
-        with write_atomically(output / picture.file) as temporary:
-            Image.fromarray(pixels).save(temporary)
-        results.append((picture.file, None))
-    return results
-
-
-def ignore_interrupts() -> None:
-    """Leave Ctrl-C to the parent process: a worker first finishes what it is writing."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back until the end of the block; processes started in it never see one."""
-    mask = getattr(signal, "pthread_sigmask", lambda *_: None)  # Windows has none
-    mask(getattr(signal, "SIG_BLOCK", 0), {signal.SIGINT})
-    try:
-        yield
-    finally:
-        mask(getattr(signal, "SIG_UNBLOCK", 0), {signal.SIGINT})
-
-
-def make_all(pictures: list[Picture], settings: dict, output: Path, workers: int) -> dict:
-    """Make all pictures with a progress bar; return what is wrong with those that are broken."""
-    for folder in {(output / picture.file).parent for picture in pictures}:
-        folder.mkdir(parents=True, exist_ok=True)
-    work = functools.partial(make_some, settings=settings, output=output)
-    chunks = [pictures[i : i + CHUNK] for i in range(0, len(pictures), CHUNK)]
-    workers = min(workers, -(-len(chunks) // 4))  # a process takes half a second to start
-    broken, pool, results = {}, None, map(work, chunks)
-    with tqdm(total=len(pictures), desc=output.name, unit="image") as bar:
-        try:
-            if workers > 1:
-                os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the matrices are small
-                context = multiprocessing.get_context("spawn")
-                pool = ProcessPoolExecutor(workers, context, ignore_interrupts)
-                with interrupts_held():
-                    results = pool.map(work, chunks)
-            for done in results:
-                broken.update((file, wrong) for file, wrong in done if wrong)
-                bar.update(len(done))
-        except BrokenProcessPool:
-            raise UserError("A worker process was killed: run this with --workers 1.") from None
-        finally:
-            if pool:
-                pool.shutdown(cancel_futures=True)
-    return broken
-
-
-def refuse_changed(output: Path, manifest: dict, found: dict) -> None:
-    """Raise UserError when a picture in a complete folder is no longer the one that was written."""
-    for file, pixels in manifest.get("pixels", {}).items():
-        if found.get(file, pixels) != pixels:
-            raise UserError(
-                f"{output / file} was changed after this command wrote it: move it away and run "
-                "this again, or render everything anew with --force."
-            )
-
-
-def prepare(options: argparse.Namespace) -> None:
-    """Bring the folder to completion. Raises UserError."""
-    started = time.perf_counter()
-    settings, pictures = (plan_photographs if options.photos else plan_fabrics)(options)
-    output, size = options.output, settings["size"]
-    manifest = claim(output, settings, pictures, options.force)
-    remove_leftovers(output, [picture.file for picture in pictures])
-    found, _ = read_back(output, pictures, size)
-    refuse_changed(output, manifest, found)
-    broken = manifest.get("broken", {})
-    missing = [p for p in pictures if p.file not in found and p.file not in broken]
-    if missing or not manifest.get("sha256"):
-        broken = {**broken, **make_all(missing, settings, output, options.workers)}
-        found, checksum = read_back(output, pictures, size)
-        lost = [p.file for p in pictures if p.file not in found and p.file not in broken]
-        if lost:
-            raise UserError(f"{output / lost[0]} cannot be read back: is the disk all right?")
-        notes = {"broken": broken} if options.photos else {}
-        kept = [picture for picture in pictures if picture.file in found]
-        write_manifest(output, settings, pictures, sha256=checksum, pixels=found, **notes)
-        shares = Counter(picture.label for picture in kept)
-        print(f"{len(kept)} images in {len(shares)} folders:", *share_words(shares))
-    report(output, len(found), len(missing) - len(broken), time.perf_counter() - started)
-    for wrong in broken.values():
+    own = output.resolve()
+    if own in (photos.resolve(), *photos.resolve().parents):
+        raise UserError(f"{photos} is in the output folder {output}: choose another --output.")
+    paths, others = ([p for p in f if own not in p.resolve().parents] for f in find_images(photos))
+    if not paths:
+        raise UserError(f"{photos} holds no photographs: name another folder.")
+    if others:
+        print(f"{len(others)} other files in {photos} are left out.")
+    labels = [label_of(path, photos) or "photographs" for path in paths]
+    files = {f"{label}/{index:04d}.png": label for index, label in enumerate(labels)}
+    lines = [f"{path.relative_to(photos).as_posix()} {path.stat().st_size}\n" for path in paths]
+    listing = hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+    name = photos.resolve().name
+    plan = Manifest(photos=name, listing=listing, count=len(paths), size=size, traditions=files)
+    broken = complete(output, plan, [partial(decode, p, size) for p in paths], workers, force)
+    for wrong in broken:
         print(f"Broken, left out: {wrong}", file=sys.stderr)
-    if broken and not options.skip_broken:
+    if broken and not skip_broken:
         raise UserError(
             f"{len(broken)} photographs could not be read (see above): mend or remove them, or "
             "accept that with --skip-broken."
         )
 
 
-def share_words(shares: Counter) -> list[str]:
-    """Say how many images each label has, the first twenty of them."""
-    words = [f"{label} {count}" for label, count in sorted(shares.items())]
-    return [", ".join(words[:20] + ["..."] * (len(words) > 20))]
+def complete(
+    output: Path, plan: Manifest, makers: Iterable[Maker], workers: int, force: bool
+) -> list[str]:
+    """Bring a folder to completion, say so, and return what is wrong with broken sources."""
+    started = time.perf_counter()
+    manifest = claim(output, plan, force)
+    for folder in {output, *((output / file).parent for file in plan.traditions)}:
+        remove_leftovers(folder)
+    before, _ = read_back(output, manifest)
+    done = before.keys() | manifest.broken.keys()
+    missing = {f: make for f, make in zip(plan.traditions, makers, strict=True) if f not in done}
+    if missing or manifest.sha256 is None:
+        broken = manifest.broken | make_all(missing, output, workers)
+        pixels, checksum = read_back(output, plan)
+        if lost := plan.traditions.keys() - pixels.keys() - broken.keys():
+            raise UserError(f"{output / min(lost)} cannot be read back: is the disk all right?")
+        manifest = replace(plan, sha256=checksum, pixels=pixels, broken=broken)
+        write_manifest(output, manifest)
+    new = len(manifest.pixels) - len(before)
+    took = duration(time.perf_counter() - started)
+    print(f"{output} is complete: {len(manifest.pixels)} images, {new} of them new ({took}).")
+    return list(manifest.broken.values())
 
 
-def report(output: Path, count: int, new: int, seconds: float) -> None:
-    """Print the closing line."""
-    if new <= 0:
-        print(f"{output} is complete: {count} images, nothing to do ({seconds:.1f} s).")
-    elif new < count:
-        print(f"{output} is complete now: {new} images added to {count - new} ({seconds:.1f} s).")
-    else:
-        print(f"Wrote {count} images and {MANIFEST} to {output} in {seconds:.1f} s.")
+def claim(output: Path, plan: Manifest, force: bool) -> Manifest:
+    """Make the folder ready; return the manifest that is to be completed: an old one or the plan.
+
+    Raises UserError rather than touch anything that this package did not write.
+    """
+    old = read_manifest(output)
+    if old and not force:
+        if old.plan() == plan:
+            return old
+        raise UserError(f"{output} holds {old}: choose another --output, or replace with --force.")
+    ours = {MANIFEST, *old.traditions} if old else set()
+    inside = [path for path in output.rglob("*") if path.is_file() and path.name[0] != "."]
+    others = {path.relative_to(output).as_posix() for path in inside} - ours
+    if others and not force:
+        raise UserError(
+            f"{output} holds files of your own, such as {min(others)}: choose another --output."
+        )
+    if taken := others & {MANIFEST, *plan.traditions}:
+        raise UserError(
+            f"{output / min(taken)} is not from this command, and not even --force replaces it: "
+            "move it away or choose another --output."
+        )
+    if old:
+        remove_pictures(output, old)
+    check_folder(output)
+    write_manifest(output, plan)
+    return plan
+
+
+def remove_pictures(output: Path, manifest: Manifest) -> None:
+    """Remove the files that the manifest lists, then the folders that are empty without them."""
+    for file in manifest.traditions:
+        (output / file).unlink(missing_ok=True)
+    for folder in {(output / file).parent for file in manifest.traditions}:
+        remove_leftovers(folder)
+        with suppress(OSError):  # something else is in it
+            os.removedirs(folder)  # and those above it; the output folder holds its manifest
+
+
+def read_back(output: Path, manifest: Manifest) -> tuple[dict[str, str], str]:
+    """Read what stands in the folder; pictures that are missing or damaged are passed over.
+
+    Returns {file: checksum of its pixels} and one checksum over all of them: SHA-256 of the bytes,
+    row by row, red, green, blue. Raises UserError for a picture that somebody changed.
+    """
+    found, everything = {}, hashlib.sha256()
+    for file in tqdm(manifest.traditions, "reading", unit="image", delay=2, leave=False):
+        try:
+            picture = decode(output / file)
+        except UserError:
+            continue
+        pixels = picture.tobytes()
+        found[file] = hashlib.sha256(pixels).hexdigest()[:16]
+        written = manifest.pixels.get(file, found[file])
+        if picture.size != (manifest.size, manifest.size) or found[file] != written:
+            raise UserError(
+                f"{output / file} was changed after this command wrote it: move it away and run "
+                "this again, or replace everything with --force."
+            )
+        everything.update(pixels)
+    return found, everything.hexdigest()
+
+
+def make_all(makers: dict[str, Maker], output: Path, workers: int) -> dict[str, str]:
+    """Make pictures with a progress bar; return {file: what is wrong with its source}."""
+    jobs = [(output / file, make) for file, make in makers.items()]
+    workers = min(workers, math.ceil(len(jobs) / 4 / CHUNK))  # one takes half a second to start
+    broken = {}
+    with (
+        share_out(jobs, workers) as results,
+        tqdm(results, output.name, len(jobs), unit="image") as bar,
+    ):
+        for file, wrong in zip(makers, bar, strict=True):
+            if wrong:
+                broken[file] = wrong
+    return broken
+
+
+def make_picture(job: tuple[Path, Maker]) -> str | None:
+    """Make a picture and write it; return what is wrong with its source, if anything is."""
+    path, make = job
+    try:
+        picture = make()
+    except UserError as error:
+        return str(error)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_picture(picture, path)
+    return None
+
+
+@contextmanager
+def share_out(jobs: list[tuple[Path, Maker]], workers: int) -> Iterator[Iterable[str | None]]:
+    """Give make_picture(job) for every job in order, by so many processes.
+
+    When the block is left early, what is begun is finished. Raises UserError for a killed process.
+    """
+    if workers < 2:
+        yield map(make_picture, jobs)
+        return
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the matrices are small
+    context, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(workers, context, signal.signal, ignore)
+    try:
+        with interrupts_held():
+            results = pool.map(make_picture, jobs, chunksize=CHUNK)
+        yield results
+    except BrokenProcessPool:
+        raise UserError("A worker process was killed: run this with --workers 1.") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back until the end of the block; processes started in it never see one."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows has none
+        yield
+        return
+    pressed: list[int] = []  # in spite of the mask, where a library's thread takes the signal
+    handler = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, handler)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ddpm_basics.fabrics.cloth import Cloth
-from ddpm_basics.fabrics.shapes import cashew, cells, fold, grid, petals, radius, rings, wave
+from ddpm_basics.fabrics.colour import Array
+from ddpm_basics.fabrics.shapes import Shape, cashew, cells, fold, grid, petals, radius, rings, wave
 
 KANGA_DYES = """
 c8202e f5efe2 f2b01e 17130f
@@ -21,7 +22,15 @@ f7d23e 1a6b46 c8202e 14140f
 """
 
 
-def kanga_border(cloth: Cloth, along, inward, deep: float, scale: float, figure, dark) -> None:
+def kanga_border(
+    cloth: Cloth,
+    along: Array,
+    inward: Array,
+    deep: float,
+    scale: float,
+    figure: Array,
+    dark: Array,
+) -> None:
     """Print a row of figures along the hem, `scale` of them to a unit."""
     u = fold(along * scale + cloth.rng.uniform())
     v = (inward - deep / 2) / deep * 1.05
@@ -39,7 +48,9 @@ def kanga_border(cloth: Cloth, along, inward, deep: float, scale: float, figure,
     cloth.paint(within * cloth.ink(d + (0.2 if kind == 1 else 0.16), scale), dark)
 
 
-def kanga_saying(cloth: Cloth, x, y, half: float, plate_colour, dark) -> None:
+def kanga_saying(
+    cloth: Cloth, x: Array, y: Array, half: float, plate_colour: Array, dark: Array
+) -> None:
     """Print a plate, 2 * half long, with strokes in place of the letters."""
     plate = np.maximum(np.abs(y) - 0.10, np.abs(x) - half)
     i, u = cells(x * 9)
@@ -69,12 +80,13 @@ def kanga(cloth: Cloth) -> None:
     along = np.where(a > b, y, x)
     ink = cloth.ink
     scale = rng.uniform(1.3, 2.0)
-    shapes = [
+    shapes: list[Shape] = [
         cashew,
         lambda u, v: petals(u, v, 6, 0.16, 0.4),
         lambda u, v: rings(u, v, 2, 0.2, 0.1),
+        lambda u, v: np.abs(u) + np.abs(v) - 0.36,
+        lambda u, v: petals(u, v, 4, 0.1, 0.44),
     ]
-    shapes += [lambda u, v: np.abs(u) + np.abs(v) - 0.36, lambda u, v: petals(u, v, 4, 0.1, 0.44)]
     middle = shapes[rng.integers(5)]
     if rng.uniform() < 0.35 and layout == 0:  # one great figure
         u, v, size = x * 0.9, y * 0.9, 0.9

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ddpm_basics.fabrics.cloth import Cloth
-from ddpm_basics.fabrics.shapes import cells, sett, striped
+from ddpm_basics.fabrics.shapes import Numbers, cells, sett, striped
 
 KENTE_DYES = """
 1b1512 e3a11c b3202a 1d7340 e9c65a
@@ -37,20 +37,23 @@ def kente(cloth: Cloth) -> None:
     p, q = (np.floor((t + 0.5) * fine) - fine // 2 for t in (u, v))
     a, z = np.abs(p), np.abs(q)
 
-    def block(kind):
+    def block(kind: int) -> Numbers:
         order = rng.permutation(5)
         if kind == 0:  # weft bars
             n = int(rng.choice([5, 7]))
-            return order[np.abs(np.floor((v + 0.5) * n).astype(int) - n // 2) % 3]
-        if kind == 1:  # chequers
+            index = np.abs(np.floor((v + 0.5) * n).astype(int) - n // 2) % 3
+        elif kind == 1:  # chequers
             n = int(rng.choice([3, 4, 5]))
             t = np.floor((u + 0.5) * n) + np.floor((v + 0.5) * n)
-            return order[t.astype(int) % 2]
-        if kind == 2:  # nested diamonds
-            return order[np.minimum((a + z) // 2, 3).astype(int)]
-        if kind == 3:  # hourglass
-            return order[np.where(z >= a, 0, 1 + (a % 3 == 0))]
-        return order[((q + a) // 2).astype(int) % 3]  # chevrons
+            index = t.astype(int) % 2
+        elif kind == 2:  # nested diamonds
+            index = np.minimum((a + z) // 2, 3).astype(int)
+        elif kind == 3:  # hourglass
+            index = np.where(z >= a, 0, 1 + (a % 3 == 0))
+        else:  # chevrons
+            index = ((q + a) // 2).astype(int) % 3
+        numbers: Numbers = order[index]
+        return numbers
 
     warp = striped(sett(rng, [0, 1, 2, 3, 4]), u)
     kinds = rng.permutation(5)

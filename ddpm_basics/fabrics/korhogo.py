@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ddpm_basics.fabrics.cloth import Cloth
-from ddpm_basics.fabrics.shapes import each, fold, grid, lookup, radius, wave
+from ddpm_basics.fabrics.colour import Array
+from ddpm_basics.fabrics.shapes import Shape, each, fold, grid, lookup, radius, wave
 
 
-def fish(u, v):
+def fish(u: Array, v: Array) -> Array:
     """A fish, its head to the right, with its scales left open."""
     body = np.abs(v) - 0.21 * (1 - ((u - 0.05) / 0.36) ** 2)
     tail = np.maximum(np.abs(v) + (u + 0.26) * 1.1 - 0.04, -(u + 0.46))
@@ -18,7 +19,7 @@ def fish(u, v):
     return np.maximum(np.minimum(np.minimum(body, tail), fins), -np.minimum(scales, eye))
 
 
-def turtle(u, v):
+def turtle(u: Array, v: Array) -> Array:
     """A turtle from above, with a chequered shell."""
     shell = radius(u, v * 0.85) - 0.27
     legs = radius(np.abs(u) - 0.27, np.abs(v) - 0.27) - 0.085
@@ -30,7 +31,7 @@ def turtle(u, v):
     return np.maximum(outer, -net)
 
 
-def bird(u, v):
+def bird(u: Array, v: Array) -> Array:
     """A long-legged bird, looking right."""
     body = radius((u + 0.06) * 0.72, v + 0.02 + 0.25 * (u + 0.06)) - 0.17
     neck = np.maximum(np.abs(u - 0.20 + 0.25 * (v + 0.2)) - 0.05, np.abs(v + 0.20) - 0.15)
@@ -45,7 +46,7 @@ def bird(u, v):
     return np.maximum(outer, -wing)
 
 
-def crocodile(u, v):
+def crocodile(u: Array, v: Array) -> Array:
     """A crocodile from above, along the cell, with bands on its back."""
     half = np.interp(u, [-0.47, -0.2, 0.0, 0.2, 0.27, 0.46], [0.0, 0.11, 0.15, 0.12, 0.085, 0.06])
     body = np.maximum(np.abs(v) - half, u - 0.46)
@@ -54,15 +55,20 @@ def crocodile(u, v):
     return np.maximum(np.minimum(body, legs), -np.maximum(spine, np.abs(u) - 0.25))
 
 
-def mask_face(u, v):
+def mask_face(u: Array, v: Array) -> Array:
     """A carved face with horns."""
     face = radius(u * 1.25, (v - 0.05) * 0.82) - 0.30
-    horns_ = np.abs(radius(np.abs(u) - 0.18, v + 0.24) - 0.17) - 0.04
-    horns_ = np.maximum(horns_, v + 0.20)
+    horns = np.abs(radius(np.abs(u) - 0.18, v + 0.24) - 0.17) - 0.04
+    horns = np.maximum(horns, v + 0.20)
     eyes = np.maximum(np.abs(v + 0.02) - 0.03, np.abs(np.abs(u) - 0.11) - 0.065)
     nose = np.maximum(np.abs(u) - 0.024, np.abs(v - 0.06) - 0.11)
     mouth = np.maximum(np.abs(v - 0.25) - 0.03, np.abs(u) - 0.075)
-    return np.maximum(np.minimum(face, horns_), -np.minimum(np.minimum(eyes, nose), mouth))
+    return np.maximum(np.minimum(face, horns), -np.minimum(np.minimum(eyes, nose), mouth))
+
+
+def mirrored(shape: Shape) -> Shape:
+    """The same, looking the other way."""
+    return lambda u, v: shape(-u, v)
 
 
 KORHOGO_DYES = """
@@ -85,8 +91,7 @@ def korhogo(cloth: Cloth) -> None:
     cloth.hold(turn=6, hand=0.013)
     ground, ink, warm = cloth.dyes(KORHOGO_DYES)
     cloth.fill(ground)
-    kinds = [fish, turtle, bird, crocodile, mask_face]
-    kinds += [lambda u, v, f=f: f(-u, v) for f in kinds[:3]]
+    kinds = [fish, turtle, bird, crocodile, mask_face, *map(mirrored, (fish, turtle, bird))]
     layout = rng.integers(4)
     scale = [0.56, 0.62, 0.95, 0.95][layout] * rng.uniform(0.9, 1.15)
     i, j, u, v = grid(cloth, scale, aspect=1.0 if layout != 2 else 1.25)

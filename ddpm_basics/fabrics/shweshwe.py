@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ddpm_basics.fabrics.cloth import Cloth
+from ddpm_basics.fabrics.colour import Array
 from ddpm_basics.fabrics.shapes import fold, grid, petals, radius
 
 SHWESHWE_DYES = """
@@ -29,13 +30,13 @@ def shweshwe(cloth: Cloth) -> None:
     ground, white, tint = cloth.dyes(SHWESHWE_DYES)
     cloth.fill(ground)
     scale = rng.uniform(1.3, 2.4)
-    layout = rng.integers(6)
+    layout = int(rng.integers(6))
     i, j, u, v = grid(cloth, scale, brick=bool(rng.integers(2)) and layout < 3)
     r, angle = radius(u, v), np.arctan2(v, u)
     count = int(rng.choice([6, 8]))
     away = fold(angle * count / (2 * np.pi) + 0.5)
 
-    def beads(at, size):  # a ring of dots
+    def beads(at: float, size: float) -> Array:  # a ring of dots
         return radius((r - at), away * 2 * np.pi * at / count) - size
 
     if layout == 0:  # dotted rounds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ddpm_basics.fabrics.cloth import Cloth
+from ddpm_basics.fabrics.colour import Array
 from ddpm_basics.fabrics.shapes import fold, grid, petals, radius
 
 WAX_PRINT_DYES = """
@@ -20,7 +21,9 @@ e85d9c 2b3a8f f7c548 fff3e6 241238
 """
 
 
-def wax_records(cloth: Cloth, scale: float, u, v, spokes, slip, dyes) -> None:
+def wax_records(
+    cloth: Cloth, scale: float, u: Array, v: Array, spokes: Array, slip: Array, dyes: Array
+) -> None:
     """Discs of rings, one ring with spokes; the dark printing has slipped a little."""
     ground, main, second, light, dark = dyes
     ink, r = cloth.ink, radius(u, v)
@@ -34,7 +37,7 @@ def wax_records(cloth: Cloth, scale: float, u, v, spokes, slip, dyes) -> None:
     cloth.paint(ink(r - 0.05, scale), dark)
 
 
-def wax_eyes(cloth: Cloth, scale: float, u, v, spokes, dyes) -> None:
+def wax_eyes(cloth: Cloth, scale: float, u: Array, v: Array, spokes: Array, dyes: Array) -> None:
     """Open eyes with lashes."""
     _, main, second, light, dark = dyes
     ink, r = cloth.ink, radius(u, v)
@@ -47,7 +50,7 @@ def wax_eyes(cloth: Cloth, scale: float, u, v, spokes, dyes) -> None:
     cloth.paint(ink(np.abs(lid) - 0.035, scale), dark)
 
 
-def wax_shells(cloth: Cloth, scale: float, dyes) -> None:
+def wax_shells(cloth: Cloth, scale: float, dyes: Array) -> None:
     """Fans in rows, each row behind the one below it."""
     ground, main, second, light, dark = dyes
     _, _, u, v = grid(cloth, scale, brick=True, aspect=0.25)

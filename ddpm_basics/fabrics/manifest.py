@@ -1,0 +1,60 @@
+"""manifest.json: what a folder of fabrics holds, noted beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ddpm_basics.files import read_json, write_json
+
+MANIFEST = "manifest.json"
+MADE_BY = ("ddpm_basics.fabrics", "prepare_fabrics.py")  # the latter in older folders
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a folder holds or, as long as `sha256` is None, is going to hold."""
+
+    count: int
+    size: int  # pixels on a side
+    version: str | None = None  # of drawn fabrics, as are seed and split
+    seed: int | None = None
+    split: str | None = None
+    photos: str | None = None  # the name of the folder of photographs
+    listing: str | None = None  # checksum of the photographs' names and lengths
+    sha256: str | None = None  # of the pixels of all pictures
+    traditions: dict[str, str]  # {file: label}, in order
+    pixels: dict[str, str] = field(default_factory=dict)  # {file: checksum of its pixels}
+    broken: dict[str, str] = field(default_factory=dict)  # {file: what is wrong with its source}
+
+    def plan(self) -> Manifest:
+        """Return the same without results: what tells one set of pictures from another."""
+        return replace(self, sha256=None, pixels={}, broken={})
+
+    def __str__(self) -> str:
+        drawn = f"{self.split}, seed {self.seed}, version {self.version}"
+        what = drawn if self.photos is None else f"from the photographs in '{self.photos}'"
+        return f"{self.count} images of {self.size}x{self.size} ({what})"
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return what a folder holds; None if it is not ours, or its manifest is damaged."""
+    content = read_json(folder / MANIFEST) or {}
+    if content.pop("made_by", None) not in MADE_BY:
+        return None
+    try:
+        manifest = Manifest(**content)
+    except TypeError:  # a key is missing or unknown
+        return None
+    tables = (manifest.traditions, manifest.pixels, manifest.broken)
+    if not all(isinstance(table, dict) for table in tables):
+        return None
+    files = [Path(file) for file in manifest.traditions]
+    outside = any(file.is_absolute() or ".." in file.parts for file in files)
+    return None if outside else manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json; its sha256 is null until the folder is complete."""
+    known = {name: value for name, value in vars(manifest).items() if value is not None}
+    write_json(folder / MANIFEST, {"made_by": MADE_BY[0], "sha256": None, **known})
