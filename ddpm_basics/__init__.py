@@ -1,1 +1,17 @@
-"""What the three exercises stand on."""
+"""What the three exercises stand on. The lesson's own code stands in them; here is the rest.
+
+model        the U-Net and the diffusion process; weight files read and written
+sampling     noise levels, lists of times, the guess of x_0, three step rules
+training     one step's random numbers, loss weights, learning rate, norms, the fixed losses
+data         the training images: drawn where they are missing, looked through, read
+runs         a training run on disk: checkpoints, losses.csv, stop signals, resume
+samples      a folder of single images, all of one setting
+images       the one decoder, the one folder reader, tilings, films
+figures      how figures look: axes, captions, layout
+hardware     device, precision, memory that is kept
+options      the tables of options
+files        a whole file or none
+console      option types, one-sentence errors, durations
+fabrics      the data set: `python -m ddpm_basics.fabrics` draws it, or prepares photographs
+evaluation   distances, copies, shares: `python -m ddpm_basics.evaluation FOLDER`
+"""

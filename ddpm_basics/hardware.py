@@ -9,12 +9,18 @@ import sys
 from pathlib import Path
 
 import torch
+from denoising_diffusion_pytorch import GaussianDiffusion
 
 from ddpm_basics.console import UserError
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-def pick_device(name):
-    """Return the torch.device for auto, cpu, cuda or mps; auto takes a GPU where there is one."""
+
+def pick_device(name: str) -> torch.device:
+    """Return the device for auto, cpu, cuda or mps; auto takes a GPU where there is one.
+
+    Raises UserError for one that this machine or this build of torch does not have.
+    """
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -27,25 +33,45 @@ def pick_device(name):
     return torch.device(name)
 
 
-def pick_precision(name, device):
-    """Return the dtype the network computes in: auto takes bf16 where the hardware has it.
+def pick_precision(name: str, device: torch.device) -> str:
+    """Return the precision, fp32, bf16 or fp16, that the network computes in.
 
-    Everything outside the network stays in fp32. Without bf16 units a CPU would only emulate it,
-    which is slower than fp32, so auto looks for them in the CPU's flags.
+    auto takes bf16 where the hardware has it: without bf16 units a CPU would only emulate it,
+    which is slower than fp32, so auto looks for them in the CPU's flags. Raises UserError for fp16
+    on a CPU.
     """
-    if name == "auto" and device.type == "cuda":
-        name = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    elif name == "auto":
-        flags = Path("/proc/cpuinfo")  # Linux only; elsewhere fp32 is always right
-        has_bf16 = device.type == "cpu" and flags.exists() and re.search(
-            r"\b(avx512_bf16|amx_bf16|bf16)\b", flags.read_text())  # fmt: skip
-        name = "bf16" if has_bf16 else "fp32"
     if name == "fp16" and device.type == "cpu":
-        raise UserError("fp16 needs a GPU: use --precision auto on a CPU.")
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        raise UserError("fp16 needs a GPU: on a CPU choose fp32 or bf16.")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    flags = Path("/proc/cpuinfo")  # Linux only; elsewhere fp32 is always right
+    has_bf16 = device.type == "cpu" and flags.exists() and re.search(
+        r"\b(avx512_bf16|amx_bf16|bf16)\b", flags.read_text())  # fmt: skip
+    return "bf16" if has_bf16 else "fp32"
 
 
-def keep_freed_memory():
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which networks compute in a precision; sums outside stay in fp32."""
+    reduced = precision != "fp32"
+    dtype = PRECISIONS[precision] if reduced else None
+    return torch.autocast(device.type, dtype=dtype, enabled=reduced)
+
+
+def prepare_to_sample(diffusion: GaussianDiffusion, device: torch.device, precision: str) -> None:
+    """Move a network to its device in the memory layout and precision it computes fastest in.
+
+    Autocast alone would convert the weights of the convolutions at every step again, and leave
+    the gains of the norms in fp32: their products would be fp32, too, and with them every
+    activation up to the next convolution, twice the memory to read and write.
+    """
+    keep_freed_memory()
+    diffusion.to(device, memory_format=torch.channels_last)
+    diffusion.model.to(PRECISIONS[precision])
+
+
+def keep_freed_memory() -> None:
     """Have the C library keep freed memory for the next tensor (glibc, that is, most Linux).
 
     By default it returns every block above 32 MB to the kernel and asks for a new one, which the
@@ -63,39 +89,13 @@ def keep_freed_memory():
     mallopt(trim_threshold, -1)
 
 
-def prepare_network(diffusion, device, precision, compiled):
-    """Move the network to its device in the memory layout and precision it computes fastest in.
-
-    Autocast alone would convert the weights of the convolutions at every step again, and leave
-    the gains of the norms in fp32: their products would be fp32, too, and with them every
-    activation up to the next convolution, twice the memory to read and write.
-    """
-    keep_freed_memory()
-    diffusion.to(device, memory_format=torch.channels_last)
-    diffusion.model.to(precision)
-    if compiled:
-        diffusion.model.compile(dynamic=False)
-
-
-def device_name(device: torch.device) -> str:
-    """A name that a person recognises: the GPU's, or the processor's and its threads."""
+def describe(device: torch.device) -> str:
+    """Name the hardware so that a person recognises it: the GPU, or the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
         return f"Apple GPU ({platform.machine()})"
     info = Path("/proc/cpuinfo")
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in (info.read_text().splitlines() if info.exists() else [])
-        if line.startswith("model name")
-    ]
-    name = names[0] if names else platform.processor() or platform.machine()
+    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    name = found[1] if found else platform.processor() or platform.machine()
     return f"CPU ({name}, {torch.get_num_threads()} threads)"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Recognise the errors of CUDA, of the CPU's allocator and of Python itself."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )

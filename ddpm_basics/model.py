@@ -1,4 +1,9 @@
-"""The U-Net and the diffusion process around it; weight files read and written."""
+"""The U-Net and the diffusion process around it; weight files read and written.
+
+A weight file is one of four, all of them opened as data only: a checkpoint of the library's
+Trainer (its EMA weights count), the bundled file (the same `ema` entry, parameters in fp16, and a
+`config`), the state dict of a GaussianDiffusion, or that of a Unet alone.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +12,34 @@ import re
 import shutil
 import warnings
 import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 from denoising_diffusion_pytorch import denoising_diffusion_pytorch as library
 from denoising_diffusion_pytorch.version import __version__ as LIBRARY_VERSION
+from torch import Tensor
 
 from ddpm_basics.console import UserError
-from ddpm_basics.files import unused_name
-from ddpm_basics.runs import Run, save_durably
+from ddpm_basics.files import unused_name, write_atomically
 
 NETWORK_OUTPUT = {"pred_noise": "the noise", "pred_x0": "x_0", "pred_v": "v"}
+SCHEDULES = ("sigmoid", "cosine", "linear")
 
 
 def build_diffusion(
-    dim=64,
-    dim_mults=(1, 2, 4, 8),
-    channels=3,
-    image_size=64,
-    timesteps=1000,
-    objective="pred_noise",
-    beta_schedule="sigmoid",
-    weights_on="cpu",
-):
+    dim: int = 64,
+    dim_mults: Sequence[int] = (1, 2, 4, 8),
+    channels: int = 3,
+    image_size: int = 64,
+    timesteps: int = 1000,
+    objective: str = "pred_noise",
+    beta_schedule: str = "sigmoid",
+    weights_on: str = "cpu",
+) -> GaussianDiffusion:
     """Build the U-Net and the diffusion process around it, untrained.
 
     Every choice is passed on by name because the library's own defaults differ from ours
@@ -48,15 +57,91 @@ def build_diffusion(
     )
 
 
-def read_checkpoint(path):
-    """Read a file of torch.save as data only: nothing in it is ever executed."""
+# ---- Reading -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a weight file turned out to hold."""
+
+    kind: str
+    step: int | None
+    version: str | None  # of the library that wrote it
+    dim: int
+    dim_mults: tuple[int, ...]
+    channels: int
+    image_size: int
+    timesteps: int
+    objective: str
+    beta_schedule: str
+    assumed: tuple[str, ...]  # what the file does not say
+    parameters: int
+
+    def describe(self, path: Path) -> str:
+        """Say all of it in one line."""
+        step = "" if self.step is None else f", step {self.step:,}"
+        version = f", library {self.version}" if self.version else ""
+        assumed = f" (assumed: {', '.join(self.assumed)})" if self.assumed else ""
+        return (
+            f"{path}: {self.kind}{step}{version}; {self.parameters:,} parameters "
+            f"(width {self.dim} x {'-'.join(map(str, self.dim_mults))}, {self.channels} channels); "
+            f"predicts {NETWORK_OUTPUT[self.objective]} ({self.objective}), {self.beta_schedule} "
+            f"schedule, {self.timesteps} timesteps, {self.image_size} pixels{assumed}"
+        )
+
+
+def load_weights(path: Path, image_size: int = 64) -> tuple[GaussianDiffusion, Facts]:
+    """Load any of the four kinds of weight file into a network that fits it.
+
+    A Unet alone does not say its objective and schedule: pred_noise and sigmoid are assumed.
+    image_size counts where the file has none. Returns the diffusion in eval mode on the CPU, in
+    fp32, and what was found. Raises UserError for everything that is no such file.
+    """
+    checkpoint = read_checkpoint(path)
+    kind, state = unwrap_checkpoint(checkpoint, path)
+    config = checkpoint.get("config") or {}
+    try:
+        shape = config.get("network") or guess_shape(state)
+        shape["dim_mults"] = tuple(shape["dim_mults"])
+        process, assumed = find_process(state)
+        if "image_size" not in config.get("process", {}):
+            assumed = (*assumed, "the image size")
+        process["image_size"] = config.get("process", {}).get("image_size", image_size)
+        diffusion = fill_diffusion(shape, process, state)
+    except (KeyError, IndexError, ValueError, RuntimeError, AssertionError, TypeError,
+            AttributeError) as error:  # fmt: skip
+        detail = re.sub(r"\s+", " ", str(error))[:160]
+        raise UserError(
+            f"The weights in {path} belong to another architecture, or to version 1 of the "
+            f"library ({type(error).__name__}: {detail}...)."
+        ) from error
+    halvings = len(shape["dim_mults"]) - 1
+    if process["image_size"] % 2**halvings:
+        raise UserError(f"The image size must be a multiple of {2**halvings}: the U-Net in {path} "
+                        f"halves it {halvings} times.")  # fmt: skip
+    if not all(weight.isfinite().all() for weight in diffusion.parameters()):
+        raise UserError(f"The weights in {path} are not all finite numbers: its training diverged.")
+    facts = Facts(
+        kind=kind,
+        step=checkpoint.get("step"),
+        version=checkpoint.get("version"),
+        assumed=assumed,
+        parameters=sum(weight.numel() for weight in diffusion.model.parameters()),
+        **shape,
+        **process,
+    )
+    return diffusion.eval(), facts
+
+
+def read_checkpoint(path: Path) -> Any:
+    """Read a file of torch.save as data only: nothing in it is ever executed. Raises UserError."""
     if not path.exists():
         raise UserError(
-            f"The weight file {path} does not exist: fetch the whole bundle, name another file "
-            "with --weights, or make one with 'python exercise3_train.py --train'."
+            f"The weight file {path} does not exist: fetch the whole bundle, name another file, "
+            "or make one with 'python exercise3_train.py --train'."
         )
     if path.is_dir():
-        raise UserError(f"{path} is a folder: name a weight file (.pt) with --weights.")
+        raise UserError(f"{path} is a folder: name a weight file (.pt).")
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
@@ -85,8 +170,8 @@ def read_checkpoint(path):
         ) from error
 
 
-def unwrap_checkpoint(checkpoint, path):
-    """Return (kind, state of the GaussianDiffusion or of the Unet alone) of a checkpoint."""
+def unwrap_checkpoint(checkpoint: Any, path: Path) -> tuple[str, dict[str, Tensor]]:
+    """Return (kind, state of the GaussianDiffusion or of the Unet in it) of a checkpoint."""
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds no weights but a {type(checkpoint).__name__}.")
     version = str(checkpoint.get("version", ""))
@@ -109,12 +194,12 @@ def unwrap_checkpoint(checkpoint, path):
     if "init_conv.weight" in state:  # a Unet alone
         kind = "bare U-Net weights"
         state = {f"model.{key}": value for key, value in state.items()}
-    if not isinstance(state.get("model.init_conv.weight"), torch.Tensor):
+    if not isinstance(state.get("model.init_conv.weight"), Tensor):
         raise UserError(f"{path} holds no U-Net of denoising-diffusion-pytorch 2.x.")
     return kind, state
 
 
-def network_shape(state):
+def guess_shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read width, multipliers and channels of the Unet from the shapes of its weights."""
     dim = state["model.time_mlp.1.weight"].shape[1]
     stages = 1 + max(int(key.split(".")[2]) for key in state if key.startswith("model.downs."))
@@ -123,21 +208,33 @@ def network_shape(state):
     last.append(f"model.downs.{stages - 1}.3.weight")
     return {
         "dim": dim,
-        "dim_mults": tuple(state[key].shape[0] // dim for key in last),
+        "dim_mults": [state[key].shape[0] // dim for key in last],
         "channels": state["model.final_conv.weight"].shape[0],
     }
 
 
-def schedule_name(betas):
+def find_process(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Read T, schedule and objective from the buffers, which compute, and say what is assumed."""
+    if "betas" not in state:
+        process = {"timesteps": 1000, "beta_schedule": "sigmoid", "objective": "pred_noise"}
+        return process, ("objective", "schedule")
+    return {
+        "timesteps": len(state["betas"]),
+        "beta_schedule": schedule_name(state["betas"]),
+        "objective": objective_name(state["loss_weight"], state["alphas_cumprod"]),
+    }, ()
+
+
+def schedule_name(betas: Tensor) -> str:
     """Name the library's schedule that has these betas [T], or 'custom'."""
-    for name in ("sigmoid", "cosine", "linear"):
+    for name in SCHEDULES:
         expected = getattr(library, f"{name}_beta_schedule")(len(betas))
         if torch.allclose(betas.double(), expected, rtol=1e-3, atol=1e-7):
             return name
     return "custom"
 
 
-def objective_name(loss_weight, alphas_cumprod):
+def objective_name(loss_weight: Tensor, alphas_cumprod: Tensor) -> str:
     """Tell what the network predicts from the loss weight [T], the only trace the file has of it.
 
     The weight is 1 for the noise, SNR for x_0 and SNR / (SNR + 1) for v. Min-SNR weighting
@@ -149,128 +246,47 @@ def objective_name(loss_weight, alphas_cumprod):
     for name, weight in expected.items():
         if torch.allclose(loss_weight[noisy], weight[noisy], rtol=1e-2):
             return name
-    raise ValueError("its loss weight fits no objective, and it has no config that names one")
+    raise ValueError("its loss weight fits no objective")
 
 
-def load_weights(path, image_size=64):
-    """Load any of the four kinds of weight file into a network that fits it.
-
-    Takes checkpoints of the library's Trainer (their EMA weights), the bundled file, and the
-    state dict of a GaussianDiffusion or of a Unet alone. A Unet alone does not say its objective
-    and schedule: pred_noise and sigmoid are assumed. image_size counts where the file has none.
-
-    Returns (diffusion in eval mode on the CPU, facts: a dict of what was found).
-    Raises UserError for everything that is no such file.
-    """
-    path = Path(path)
-    checkpoint = read_checkpoint(path)
-    kind, state = unwrap_checkpoint(checkpoint, path)
-    process = (checkpoint.get("config") or {}).get("process", {})
-    facts = {"kind": kind, "step": checkpoint.get("step"), "version": checkpoint.get("version")}
-    try:
-        facts |= network_shape(state)
-        if "betas" in state:
-            facts["timesteps"] = len(state["betas"])
-            facts["beta_schedule"] = schedule_name(state["betas"])
-            facts["objective"] = process.get("objective") or objective_name(
-                state["loss_weight"], state["alphas_cumprod"])  # fmt: skip
-        else:
-            facts |= {"timesteps": 1000, "beta_schedule": "sigmoid", "objective": "pred_noise"}
-        facts["image_size"] = process.get("image_size", image_size)
-        diffusion = build_diffusion(
-            facts["dim"], facts["dim_mults"], facts["channels"], facts["image_size"],
-            facts["timesteps"], facts["objective"],
-            "sigmoid" if facts["beta_schedule"] == "custom" else facts["beta_schedule"],
-            weights_on="meta",
-        )  # fmt: skip
-        # A custom schedule comes in with the file's buffers, which replace those just built.
-        state = {key: value.to(torch.float32, copy=True) for key, value in state.items()}
-        (diffusion if "betas" in state else diffusion.model).load_state_dict(
-            state if "betas" in state else {k.removeprefix("model."): v for k, v in state.items()},
-            assign=True,
-        )
-    except (KeyError, IndexError, ValueError, RuntimeError, AssertionError, TypeError,
-            AttributeError) as error:  # fmt: skip
-        detail = re.sub(r"\s+", " ", str(error))[:160]
-        raise UserError(
-            f"The weights in {path} belong to another architecture, or to version 1 of the "
-            f"library ({type(error).__name__}: {detail}...)."
-        ) from error
-    if not all(weight.isfinite().all() for weight in diffusion.parameters()):
-        raise UserError(f"The weights in {path} are not all finite numbers: its training diverged.")
-    facts["parameters"] = sum(weight.numel() for weight in diffusion.model.parameters())
-    return diffusion.eval(), facts
+def fill_diffusion(
+    shape: Mapping[str, Any], process: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> GaussianDiffusion:
+    """Build a diffusion of this shape and process, and put the weights into it."""
+    # A custom schedule comes in with the file's buffers, which replace those just built.
+    known = process["beta_schedule"] if process["beta_schedule"] in SCHEDULES else "sigmoid"
+    diffusion = build_diffusion(**shape, **{**process, "beta_schedule": known}, weights_on="meta")
+    copied = {key: value.to(torch.float32, copy=True) for key, value in state.items()}
+    if "betas" in state:
+        diffusion.load_state_dict(copied, assign=True)
+    else:
+        unet = {key.removeprefix("model."): value for key, value in copied.items()}
+        diffusion.model.load_state_dict(unet, assign=True)
+    return diffusion
 
 
-def describe(facts, path):
-    """Say in one line what a weight file turned out to hold."""
-    step = "" if facts["step"] is None else f", step {facts['step']:,}"
-    version = f", library {facts['version']}" if facts["version"] else ""
-    multipliers = "-".join(map(str, facts["dim_mults"]))
-    return (
-        f"{path}: {facts['kind']}{step}{version}; {facts['parameters']:,} parameters "
-        f"(width {facts['dim']} x {multipliers}, {facts['channels']} channels); predicts "
-        f"{NETWORK_OUTPUT[facts['objective']]} ({facts['objective']}), {facts['beta_schedule']} "
-        f"schedule, {facts['timesteps']} timesteps, {facts['image_size']} pixels"
-    )
+# ---- Writing -------------------------------------------------------------------------------------
 
 
-def load_initial_weights(diffusion: GaussianDiffusion, path: Path) -> None:
-    """Start from the EMA weights of an earlier run; the noise schedule stays this run's own.
-
-    The network has no layer that depends on the image size, so weights trained at 32x32 are a
-    good start for 64x64. Raises UserError for a file that does not fit.
-    """
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)["ema"]
-        prefix = "ema_model.model."
-        state = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
-        diffusion.model.load_state_dict(state)
-    except FileNotFoundError:
-        raise UserError(f"--init-weights {path} does not exist.") from None
-    except Exception as error:  # many kinds, from a damaged archive to another architecture
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"--init-weights {path} does not hold EMA weights of this network ({first_line})."
-        ) from None
-
-
-def exported_step(path: Path, config: dict) -> int | None:
-    """The step of the bundled weights at `path`, if they are of this run's data and seed."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        same = all(
-            state["config"]["training"][key] == config["training"][key]
-            for key in ("seed", "effective_batch")
-        )
-        same = same and state["config"]["data"] == config["data"]
-        return state["step"] if same else None
-    except Exception:  # absent, damaged or somebody else's: all the same here
-        return None
-
-
-def export_weights(run: Run, out: Path) -> Path | None:
+def export_weights(
+    ema_model: GaussianDiffusion, path: Path, step: int, config: Mapping[str, Any]
+) -> Path | None:
     """Write the bundled format: EMA parameters in fp16, buffers in fp32, step and settings.
 
     fp16 halves the file and rounds a weight by at most 1 part in 2,000. A file already there is
     kept under another name, which is returned.
     """
-    model = run.ema.ema_model
-    parameters = {name for name, _ in model.named_parameters()}
+    parameters = {name for name, _ in ema_model.named_parameters()}
     ema = {
-        f"ema_model.{name}": tensor.half().contiguous() if name in parameters else tensor
-        for name, tensor in model.state_dict().items()
+        f"ema_model.{name}": (tensor.half() if name in parameters else tensor).contiguous().cpu()
+        for name, tensor in ema_model.state_dict().items()
     }
-    state = {
-        "step": run.step,
-        "version": LIBRARY_VERSION,
-        "ema": {name: tensor.cpu() for name, tensor in ema.items()},
-        "config": run.config,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
+    state = {"step": step, "version": LIBRARY_VERSION, "ema": ema, "config": dict(config)}
+    path.parent.mkdir(parents=True, exist_ok=True)
     previous = None
-    if out.exists():
-        previous = unused_name(out.with_name(f"{out.stem}.previous{out.suffix}"))
-        shutil.copy2(out, previous)
-    save_durably(state, out)
+    if path.exists():
+        previous = unused_name(path.with_name(f"{path.stem}.previous{path.suffix}"))
+        shutil.copy2(path, previous)
+    with write_atomically(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
     return previous

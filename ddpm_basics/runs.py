@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import argparse
 import csv
-import errno
-import json
+import hashlib
 import math
 import os
 import shlex
-import shutil
 import signal
 import sys
 import time
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from denoising_diffusion_pytorch import GaussianDiffusion
 from denoising_diffusion_pytorch.version import __version__ as LIBRARY_VERSION
 from ema_pytorch import EMA
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_basics.console import UserError, duration
-from ddpm_basics.files import unused_name, write_atomically
-from ddpm_basics.hardware import device_name
-from ddpm_basics.training import BINS, Drawer, fixed_losses, learning_rate, spread
+from ddpm_basics.fabrics.manifest import read_manifest
+from ddpm_basics.figures import plot_losses
+from ddpm_basics.files import (
+    check_folder,
+    remove_leftovers,
+    unused_name,
+    write_atomically,
+    write_json,
+)
+from ddpm_basics.hardware import describe
+from ddpm_basics.model import export_weights
+from ddpm_basics.training import BINS, fixed_losses, learning_rate, spread
 
 CSV_COLUMNS = [
     "step",
@@ -40,40 +50,200 @@ CSV_COLUMNS = [
     *(f"train_bin{i}" for i in range(BINS)),
     *(f"heldout_bin{i}" for i in range(BINS)),
 ]
+FREE_SETTINGS = {"lr", "lr_final", "warmup_steps", "steps", "initial_weights"}  # on --resume
 
 
 @dataclass
 class Run:
     """Everything that a training run holds, in one place."""
 
-    args: argparse.Namespace
+    options: argparse.Namespace
     accelerator: Accelerator
     device: torch.device
-    precision: torch.dtype
+    precision: str
     diffusion: GaussianDiffusion  # the process, and the network that is trained
-    network: torch.nn.Module  # diffusion.model, wrapped when several processes share the work
+    loss_weights: Tensor  # (T,)
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # does nothing unless the precision is fp16
     ema: EMA
-    images: torch.Tensor  # uint8, (N, 3, H, W), on the device
-    drawer: Drawer
-    digests: dict[str, str]
-    heldout: torch.Tensor | None  # uint8, (FIXED_IMAGES, 3, H, W)
-    config: dict
+    images: Tensor  # uint8, (N, 3, H, W), on the device
+    heldout: Tensor | None  # uint8, (n, 3, H, W), on the device
+    digests: dict[str, str]  # {file: checksum of its pixels}
+    config: dict[str, Any]
     step: int = 0
     seconds: float = 0.0  # of training so far, interruptions not counted
-    pending: list = field(default_factory=list)  # losses since the last row of losses.csv
-    compiled: bool = False
+    pending: list[float | Tensor] = field(default_factory=list)  # losses since the last csv row
+
+    @property
+    def effective_batch(self) -> int:
+        """Images per optimizer step."""
+        return int(self.options.batch_size * self.options.gradient_accumulate)
+
+    def say(self, text: str) -> None:
+        """Print from the main process only."""
+        if self.accelerator.is_main_process:
+            print(text, flush=True)
+
+
+def describe_run(
+    options: argparse.Namespace, digests: Mapping[str, str], timesteps: int
+) -> dict[str, Any]:
+    """Return what a checkpoint says about its run: plain numbers and strings only."""
+    manifest = read_manifest(options.data)
+    lines = "\n".join(f"{name} {digest}" for name, digest in sorted(digests.items()))
+    fabrics = ("version", "seed", "split") if manifest else ()
+    return {
+        "network": {"dim": options.dim, "dim_mults": list(options.dim_mults), "channels": 3},
+        "process": {
+            "image_size": options.image_size,
+            "timesteps": timesteps,
+            "objective": options.objective,
+            "beta_schedule": options.schedule,
+        },
+        "data": {
+            "images": len(digests),
+            "checksum": hashlib.sha256(lines.encode()).hexdigest()[:16],
+            **{f"fabrics_{key}": getattr(manifest, key) for key in fabrics},
+        },
+        "training": {
+            "effective_batch": options.batch_size * options.gradient_accumulate,
+            "min_snr": options.min_snr,
+            "snr_plus_one": options.snr_plus_one,
+            "seed": options.seed,
+            "lr": options.lr,
+            "lr_final": options.lr_final,
+            "warmup_steps": options.warmup_steps,
+            "steps": options.steps,
+            "initial_weights": options.init_weights and options.init_weights.name,
+        },
+    }
+
+
+def check_outputs(options: argparse.Namespace) -> None:
+    """Refuse before the first step what would only fail, or destroy something, after hours."""
+    folder, out = options.results_dir, options.weights_out
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--results-dir {folder} is a file; name a folder.")
+    if out.is_dir():
+        raise UserError(f"--weights-out {out} is a folder; name a .pt file.")
+    kept = [p for p in (folder / "losses.csv", *list_checkpoints(folder)) if p.exists()]
+    if kept and not options.resume:
+        raise UserError(
+            f"{folder} holds another run ({kept[-1].name}): go on with it with --resume, or name "
+            "another folder with --results-dir."
+        )
+    check_folder(folder)
+    check_folder(out.parent)
+
+
+def start_records(run: Run, compiled: bool) -> None:
+    """Clean up behind a killed process, write run.json and print the banner."""
+    run.config["training"] |= {
+        "precision": run.precision,
+        "compiled": compiled,
+        "processes": run.accelerator.num_processes,
+        "hardware": describe(run.device),
+        "torch": str(torch.__version__),
+        "library": LIBRARY_VERSION,
+    }
+    if run.accelerator.is_main_process:
+        remove_leftovers(run.options.results_dir)
+        trim_losses(run.options.results_dir / "losses.csv", run.step)
+        note_progress(run)
+        write_run_file(run)
+        print_banner(run)
+
+
+def print_banner(run: Run) -> None:
+    """Print everything one would regret not having seen before an overnight run."""
+    options, training = run.options, run.config["training"]
+    parameters = sum(p.numel() for p in run.diffusion.model.parameters())
+    passes = options.steps * run.effective_batch / len(run.images)
+    heldout = "" if run.heldout is None else f", {len(run.heldout)} held-out ones"
+    lines = {
+        "Device": f"{training['hardware']} x {training['processes']}",
+        "Precision": f"{run.precision}, compiled: {'yes' if training['compiled'] else 'no'}",
+        "Network": f"{parameters:,} parameters, {options.image_size}x{options.image_size} images, "
+        f"{options.objective}, {options.schedule} schedule",
+        "Data": f"{len(run.images):,} images from {options.data}{heldout}",
+        "Batch": f"{options.batch_size} x {options.gradient_accumulate} (accumulation) = "
+        f"{run.effective_batch}",
+        "Steps": f"{run.step:,} to {options.steps:,}: {passes:,.0f} passes over the data in all",
+        "Writes": f"{options.results_dir}/ every {options.save_every:,} steps, then "
+        f"{options.weights_out}",
+        "Stop": "Ctrl-C saves and leaves",
+        "Go on": resume_command(),
+    }
+    for name, text in lines.items():
+        print(f"{name:<12}{text}")
+    sys.stdout.flush()
+
+
+def resume_command() -> str:
+    """Return the command line of this run, with --resume."""
+    words = ["python", *sys.argv]
+    return shlex.join(words if "--resume" in words else [*words, "--resume"])
+
+
+def note_progress(run: Run) -> None:
+    """Note in the settings how far the run has come, and in which time."""
+    run.config["training"] |= {"steps_done": run.step, "seconds": round(run.seconds, 1)}
+
+
+def write_run_file(run: Run) -> None:
+    """Write run.json: the settings of the run and what it took so far, for people."""
+    command = {"command": shlex.join(["python", *sys.argv])}
+    write_json(run.options.results_dir / "run.json", command | run.config)
+
+
+def finish(run: Run, first: int) -> None:
+    """Export the EMA weights and say what was made.
+
+    first: the step that this command began at. Where it had nothing to do and the file has exactly
+    these weights already, it is left alone.
+    """
+    if not run.accelerator.is_main_process:
+        return
+    out = run.options.weights_out
+    if first == run.step and exported_step(out, run.config) == run.step:
+        print(f"This run is finished: {run.step:,} steps are done and {out} is written. Use a "
+              "larger --steps to train on.")  # fmt: skip
+        return
+    previous = export_weights(run.ema.ema_model, out, run.step, run.config)
+    if previous:
+        print(f"The weights that were at {out} are now {previous}")
+    print(
+        f"Wrote {out} (EMA weights of step {run.step:,}), samples, losses.csv and loss_curve.png "
+        f"in {run.options.results_dir}; training took {duration(run.seconds)}. Draw new fabrics "
+        f"with: python exercise1_generate.py --weights {out}"
+    )
+
+
+def exported_step(path: Path, config: Mapping[str, Any]) -> int | None:
+    """Return the step of the bundled weights at `path`, if they are of this run's data and seed."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        then, now = state["config"], config
+        same = then["data"] == now["data"] and all(
+            then["training"][key] == now["training"][key] for key in ("seed", "effective_batch")
+        )
+        return int(state["step"]) if same else None
+    except Exception:  # absent, damaged or somebody else's: all the same here
+        return None
+
+
+# ---- Checkpoints: a whole file or none -----------------------------------------------------------
 
 
 def save_checkpoint(run: Run) -> Path:
     """Write model-STEP.pt in the format of the library's Trainer, then drop the oldest ones.
 
-    Raises UserError when the weights are not finite (the last good checkpoint must stay the
-    newest) or the disk is full.
+    Raises UserError when the weights are not finite: the last good checkpoint stays the newest.
     """
-    if not weights_are_finite(run.diffusion.model):
+    norms = torch._foreach_norm([p.detach() for p in run.diffusion.model.parameters()])
+    if not torch.isfinite(torch.stack(norms)).all():
         raise UserError(not_finite_message(run, f"The weights after step {run.step} are"))
+    note_progress(run)
     state = {
         "step": run.step,
         "model": run.diffusion.state_dict(),
@@ -87,65 +257,23 @@ def save_checkpoint(run: Run) -> Path:
         "seconds": run.seconds,
         "pending": [float(loss) for loss in run.pending],
     }
-    path = run.args.results_dir / f"model-{run.step}.pt"
-    save_durably(state, path)
-    for old in list_checkpoints(run.args.results_dir)[run.args.keep :]:
+    path: Path = run.options.results_dir / f"model-{run.step}.pt"
+    with write_atomically(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
+    write_run_file(run)
+    for old in list_checkpoints(run.options.results_dir)[run.options.keep :]:
         old.unlink()  # only now that the new one is safe
     return path
 
 
-def save_durably(state: dict, path: Path) -> None:
-    """torch.save to a temporary name, flushed to the disk, then renamed: whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        flush_folder(path.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        # A write that fails inside torch.save surfaces as RuntimeError, with the OSError before it.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if isinstance(error, (OSError, RuntimeError)) and out_of_space(cause, path.parent):
-            raise UserError(
-                f"No space left to write {path.name} in {path.parent}: nothing half-written was "
-                "left there, and checkpoints written before are intact. Free some space and go on "
-                "with --resume."
-            ) from None
-        raise
-
-
-def out_of_space(error: BaseException | None, folder: Path) -> bool:
-    """Whether an error while writing means that the disk, the quota or the file limit is full."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return shutil.disk_usage(folder).free < 2**20
-
-
-def flush_folder(folder: Path) -> None:
-    """Make a rename survive a power cut; only POSIX systems can and need to."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
-
-
-def weights_are_finite(network: torch.nn.Module) -> bool:
-    """True if no parameter holds NaN or infinity; one number is fetched from the device."""
-    norms = torch._foreach_norm([p.detach() for p in network.parameters()])
-    return bool(torch.isfinite(torch.stack(norms)).all())
-
-
 def list_checkpoints(folder: Path) -> list[Path]:
-    """All model-NUMBER.pt of a folder, the newest (highest step) first."""
+    """Return all model-NUMBER.pt of a folder, the newest (highest step) first."""
     found = [p for p in folder.glob("model-*.pt") if p.stem.split("-")[1].isdigit()]
     return sorted(found, key=lambda p: int(p.stem.split("-")[1]), reverse=True)
 
 
-def newest_good_checkpoint(folder: Path) -> tuple[Path, dict] | None:
-    """The newest checkpoint that can be read whole; damaged ones are named and set aside.
+def newest_good_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest checkpoint that can be read whole; set damaged ones aside by name.
 
     Raises UserError when there are checkpoints, but not a single good one.
     """
@@ -176,17 +304,17 @@ def newest_good_checkpoint(folder: Path) -> tuple[Path, dict] | None:
     return None
 
 
-def resume(run: Run) -> None:
-    """Take up the newest good checkpoint of the results folder, if there is one.
+def recorded_precision(state: Mapping[str, Any]) -> str:
+    """Return the precision that a checkpoint's run computed in; auto where it does not say."""
+    recorded = state.get("config", {}).get("training", {}).get("precision", "auto")
+    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(recorded, str(recorded))
+
+
+def restore(run: Run, path: Path, state: dict[str, Any]) -> None:
+    """Take up a run where a checkpoint has left it.
 
     Raises UserError when the run was started with other settings or other data.
     """
-    with run.accelerator.main_process_first():
-        found = newest_good_checkpoint(run.args.results_dir)
-    if found is None:
-        say(run, f"Nothing to resume in {run.args.results_dir}: starting at step 0.")
-        return
-    path, state = found
     compare_settings(run, path, state)
     try:
         run.diffusion.load_state_dict(state["model"])
@@ -203,22 +331,22 @@ def resume(run: Run) -> None:
         run.scaler.load_state_dict(state["scaler"])
     run.step = state["step"]
     run.seconds = state.get("seconds", 0.0)
-    run.pending = [torch.tensor(x, device=run.device) for x in state.get("pending", [])]
-    say(run, f"Resuming {path} at step {run.step:,}.")
+    run.pending = list(state.get("pending", []))
+    run.say(f"Resuming {path} at step {run.step:,}.")
 
 
-def compare_settings(run: Run, path: Path, state: dict) -> None:
+def compare_settings(run: Run, path: Path, state: Mapping[str, Any]) -> None:
     """Refuse to go on with another network, process, batch or data set than the run's own."""
     if "config" not in state:
-        say(run, f"{path} is the library's own checkpoint: its settings cannot be compared.")
+        run.say(f"{path} is the library's own checkpoint: its settings cannot be compared.")
         return
     old, new = state["config"], run.config
-    free = {"lr", "lr_final", "warmup_steps", "steps", "initial_weights"}  # may change half-way
     differences = [
         f"{section}.{key}: {old[section].get(key)} then, {new[section].get(key)} now"
         for section in ("network", "process", "training")
         for key in new[section]
-        if key not in free and old[section].get(key, new[section][key]) != new[section][key]
+        if key not in FREE_SETTINGS
+        and old[section].get(key, new[section][key]) != new[section][key]
     ]
     if old["data"]["checksum"] != new["data"]["checksum"]:
         differences.append("data: " + compare_data(state.get("images", {}), run.digests))
@@ -227,14 +355,14 @@ def compare_settings(run: Run, path: Path, state: dict) -> None:
             f"{path} was trained with other settings ({'; '.join(differences)}). Use the same "
             "ones to resume it, or another --results-dir for a new run."
         )
-    run.config["training"]["initial_weights"] = old["training"].get("initial_weights")
+    new["training"]["initial_weights"] = old["training"].get("initial_weights")
     for key in ("lr", "lr_final", "warmup_steps"):
         if old["training"].get(key) != new["training"][key]:
-            say(run, f"Note: {key} was {old['training'].get(key)}, now {new['training'][key]}.")
+            run.say(f"Note: {key} was {old['training'].get(key)}, now {new['training'][key]}.")
 
 
-def compare_data(then: dict[str, str], now: dict[str, str]) -> str:
-    """Which images were added, removed or replaced, in a few words."""
+def compare_data(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Say in a few words which images were added, removed or replaced."""
     changes = {
         "added": sorted(set(now) - set(then)),
         "removed": sorted(set(then) - set(now)),
@@ -247,30 +375,105 @@ def compare_data(then: dict[str, str], now: dict[str, str]) -> str:
     )
 
 
-def trim_losses(path: Path, step: int) -> None:
-    """Keep the whole rows up to `step`: later ones will be written again by the resumed run."""
-    rows = [row for row in read_losses(path) if row["step"] <= step]
-    with write_atomically(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, CSV_COLUMNS)
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(
-                {k: "" if math.isnan(v) else format_value(k, v) for k, v in row.items()}
+# ---- losses.csv ----------------------------------------------------------------------------------
+
+
+class Meter:
+    """Reads the losses, shows them and the pace in a bar, and makes the rows of losses.csv."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.bar = tqdm(
+            initial=run.step,
+            total=run.options.steps,
+            unit="step",
+            desc="Training",
+            disable=not run.accelerator.is_main_process,
+        )
+        self.step, self.started = run.step, time.perf_counter()
+        self.looked = self.started
+
+    def update(self, loss: Tensor, look: bool) -> None:
+        """Count a step and its loss.
+
+        The loss stays on the device until `look`: reading it makes a GPU wait, a CPU does not
+        mind. Raises UserError that names the first step whose loss is not finite.
+        """
+        run = self.run
+        run.step += 1
+        run.pending.append(loss)
+        self.bar.update()
+        now = time.perf_counter()
+        run.seconds, self.looked = run.seconds + now - self.looked, now
+        if not look and run.device.type != "cpu":
+            return
+        losses = torch.stack([torch.as_tensor(x, device=run.device) for x in run.pending])
+        read = run.accelerator.reduce(losses.float(), "mean").tolist()
+        run.pending = read
+        for age, value in enumerate(reversed(read)):
+            if not math.isfinite(value):
+                raise UserError(not_finite_message(run, f"The loss of step {run.step - age} is"))
+        recent = read[-run.options.log_every :]
+        text = f"loss {sum(recent) / len(recent):.4f}, {self.rate():.1f} images/s"
+        self.bar.set_postfix_str(text, refresh=False)
+
+    def rate(self) -> float:
+        """Return the images per second since the last row."""
+        steps = self.run.step - self.step
+        return steps * self.run.effective_batch / (time.perf_counter() - self.started)
+
+    def write_row(self, with_fixed_losses: bool) -> None:
+        """Append a row to losses.csv: what came since the last one, and the fixed losses."""
+        run = self.run
+        row = {
+            "step": run.step,
+            "loss": math.fsum(run.pending) / len(run.pending),
+            "learning_rate": learning_rate(run.step, run.options),
+            "images_per_second": self.rate(),
+        }
+        run.pending = []
+        if run.accelerator.is_main_process:
+            path = run.options.results_dir / "losses.csv"
+            append_losses(path, row | (measure_fixed_losses(run) if with_fixed_losses else {}))
+
+    def restart(self) -> None:
+        """Begin a new row: samples and checkpoints do not count as training for the pace."""
+        self.step, self.started = self.run.step, time.perf_counter()
+
+
+def measure_fixed_losses(run: Run) -> dict[str, float]:
+    """Return the fixed losses on training and held-out images, their means and bins of t."""
+    row = {}
+    for name, images in {"train": spread(run.images), "heldout": run.heldout}.items():
+        if images is not None:
+            bins = fixed_losses(
+                run.ema.ema_model, images, run.options.seed, run.options.batch_size, run.precision
             )
+            row[f"{name}_fixed"] = sum(bins) / BINS
+            row |= {f"{name}_bin{i}": value for i, value in enumerate(bins)}
+    return row
 
 
-def format_value(column: str, value: float) -> str:
-    """Steps as whole numbers, everything else with six significant digits."""
-    return str(int(value)) if column == "step" else f"{value:.6g}"
+def append_losses(path: Path, row: Mapping[str, float]) -> None:
+    """Add one row and push it to the disk, so that it survives whatever comes next."""
+    with open(path, "a") as file:
+        file.write(format_row(row))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def format_row(row: Mapping[str, float]) -> str:
+    """Write a row: the step as a whole number, all else with six significant digits."""
+    cells = [
+        "" if math.isnan(row.get(key, math.nan)) else f"{row[key]:.6g}" for key in CSV_COLUMNS[1:]
+    ]
+    return ",".join([f"{row['step']:.0f}", *cells]) + "\n"
 
 
 def read_losses(path: Path) -> list[dict[str, float]]:
-    """The complete rows of losses.csv; empty cells are NaN, a torn last row is left out."""
-    if not path.exists():
-        return []
-    rows = []
-    with open(path, newline="") as file:
-        text = file.read()
+    """Return the complete rows of losses.csv; empty cells are NaN, a torn last row is left out."""
+    rows: list[dict[str, float]] = []
+    text = path.read_text() if path.exists() else ""
     for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):
         try:
             values = {key: float(row[key] or "nan") for key in CSV_COLUMNS}
@@ -281,190 +484,68 @@ def read_losses(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def append_losses(path: Path, row: dict[str, float]) -> None:
-    """Add one row and push it to the disk, so that it survives whatever comes next."""
-    cells = [format_value(key, row[key]) if key in row else "" for key in CSV_COLUMNS]
-    with open(path, "a") as file:
-        file.write(",".join(cells) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+def trim_losses(path: Path, step: int) -> None:
+    """Keep the whole rows up to `step`: later ones will be written again by the resumed run."""
+    rows = [format_row(row) for row in read_losses(path) if row["step"] <= step]
+    with write_atomically(path) as temporary:
+        temporary.write_text("".join([",".join(CSV_COLUMNS) + "\n", *rows]))
 
 
-class Clock:
-    """Time spent training: all of it for the record, and per image since the last row."""
+def draw_curve(run: Run) -> None:
+    """Write loss_curve.png from losses.csv."""
+    folder = run.options.results_dir
+    plot_losses(folder / "loss_curve.png", read_losses(folder / "losses.csv"))
 
-    def __init__(self, run: Run):
-        self.run, self.step, self.busy = run, run.step, 0.0
-        self.total_started = self.started = time.perf_counter()
 
-    def pause(self) -> None:
-        """Stop counting for the images per second: samples and checkpoints are not training."""
-        self.busy += time.perf_counter() - self.started
+def not_finite_message(run: Run, what: str) -> str:
+    """Return one sentence for numbers that ran away, with the way back."""
+    checkpoints = list_checkpoints(run.options.results_dir)
+    last = f"the last good checkpoint is {checkpoints[0]}" if checkpoints else "none was saved yet"
+    return (
+        f"{what} not finite, so training stopped; {last}. Try a smaller --lr (now "
+        f"{run.options.lr:g}), some --warmup-steps or --precision fp32, and go on with --resume."
+    )
 
-    def resume(self) -> None:
-        """Go on counting, and add everything so far to the run's own record."""
-        self.started = time.perf_counter()
-        self.run.seconds += self.started - self.total_started
-        self.total_started = self.started
 
-    def rate(self) -> float:
-        """Images per second since the last call of `restart`."""
-        steps = self.run.step - self.step
-        batch = self.run.config["training"]["effective_batch"]
-        return steps * batch / (self.busy + time.perf_counter() - self.started)
-
-    def restart(self) -> None:
-        """Begin a new row."""
-        self.step, self.busy, self.started = self.run.step, 0.0, time.perf_counter()
+# ---- Stopping ------------------------------------------------------------------------------------
 
 
 class StopRequest:
     """Turns the first Ctrl-C or SIGTERM into a flag; a second Ctrl-C leaves at once."""
 
-    def __init__(self, shared: bool):
-        # A launcher passes the signal on to processes that have had it from the terminal already,
-        # so that with several processes a second signal means nothing.
-        self.shared, self.signal = shared, None
-
-    def install(self) -> None:
-        """Take over both signals for the rest of the program."""
+    def __init__(self, run: Run) -> None:
+        self.run, self.signal = run, 0
         signal.signal(signal.SIGINT, self.receive)
         signal.signal(signal.SIGTERM, self.receive)
 
-    def receive(self, number: int, frame: object) -> None:
+    def receive(self, number: int, _: FrameType | None) -> None:
         """Note the signal; the loop looks after every step."""
-        if self.signal is not None and not self.shared:
+        # A launcher passes the signal on to processes that have had it from the terminal already,
+        # so that with several processes a second signal means nothing.
+        if self.signal and self.run.accelerator.num_processes == 1:
             os._exit(128 + number)
-        if self.signal is None:
+        if not self.signal:
             os.write(2, b"\nStopping: finishing this step and saving. Ctrl-C again: leave now.\n")
         self.signal = number
 
+    def agreed(self, logging: bool) -> bool:
+        """Tell whether to stop now; several processes agree, or one would wait for the others."""
+        run = self.run
+        if run.accelerator.num_processes > 1 and (logging or run.device.type == "cpu"):
+            flag = torch.tensor([float(self.signal)], device=run.device)
+            self.signal = int(run.accelerator.gather(flag).max().item())
+            return self.signal > 0
+        return self.signal > 0 and run.accelerator.num_processes == 1
 
-def stop_agreed(run: Run, stop: StopRequest, logging: bool) -> bool:
-    """Whether to stop now. Several processes must agree, or one would wait for the others."""
-    if run.accelerator.num_processes == 1:
-        return stop.signal is not None
-    if not logging and run.device.type != "cpu":
-        return False  # asking the others would make the GPU wait
-    flag = torch.tensor(float(stop.signal or 0), device=run.device)
-    agreed = run.accelerator.gather(flag.reshape(1)).max().item()
-    stop.signal = int(agreed) or None
-    return stop.signal is not None
-
-
-def save_and_leave(run: Run, stop: StopRequest, bar: tqdm) -> None:
-    """Write the checkpoint that the message promises, and exit as a signal would."""
-    bar.close()
-    if run.accelerator.is_main_process:
-        path = run.args.results_dir / f"model-{run.step}.pt"
-        if not path.exists():
-            save_checkpoint(run)
-        write_run_file(run)
-        print(f"Stopped after step {run.step:,}; saved {path}. Go on with: {resume_command()}")
-    run.accelerator.wait_for_everyone()
-    sys.exit(128 + stop.signal)
-
-
-def look_at_losses(run: Run, bar: tqdm, clock: Clock) -> None:
-    """Read the losses from the device, stop if one is not finite, and show them in the bar.
-
-    Raises UserError naming the first bad step.
-    """
-    if isinstance(run.pending[-1], torch.Tensor):
-        tensors = torch.stack([torch.as_tensor(x, device=run.device) for x in run.pending])
-        run.pending = run.accelerator.reduce(tensors.float(), "mean").tolist()
-    for age, loss in enumerate(reversed(run.pending)):
-        if not math.isfinite(loss):
-            raise UserError(not_finite_message(run, f"The loss of step {run.step - age} is"))
-    recent = run.pending[-run.args.log_every :]
-    bar.set_postfix_str(f"loss {np.mean(recent):.4f}, {clock.rate():.1f} images/s", refresh=False)
-
-
-def not_finite_message(run: Run, what: str) -> str:
-    """One sentence for numbers that ran away, with the way back."""
-    checkpoints = list_checkpoints(run.args.results_dir)
-    last = f"the last good checkpoint is {checkpoints[0]}" if checkpoints else "none was saved yet"
-    return (
-        f"{what} not finite, so training stopped; {last}. Try a smaller --lr "
-        f"(now {run.args.lr:g}), some --warmup-steps or --precision fp32, and go on with --resume."
-    )
-
-
-def make_row(run: Run, clock: Clock) -> dict[str, float]:
-    """A row of losses.csv from what came since the last one."""
-    row = {
-        "step": run.step,
-        "loss": float(np.mean(run.pending)),
-        "learning_rate": learning_rate(run.step, run.args),
-        "images_per_second": clock.rate(),
-    }
-    run.pending = []
-    clock.restart()
-    return row
-
-
-def add_fixed_losses(run: Run, row: dict[str, float]) -> dict[str, float]:
-    """Add the fixed losses on training and held-out images, their means and their bins of t."""
-    if run.accelerator.is_main_process:
-        chosen = {"train": spread(run.images), "heldout": run.heldout}
-        for name, images in chosen.items():
-            if images is not None:
-                bins = fixed_losses(run, images)
-                row[f"{name}_fixed"] = float(np.mean(bins))
-                row |= {f"{name}_bin{i}": value for i, value in enumerate(bins)}
-    return row
-
-
-def print_banner(run: Run, remaining: float, compiled: str) -> None:
-    """Everything one would regret not having seen before an overnight run."""
-    args, batch = run.args, run.config["training"]["effective_batch"]
-    parameters = sum(p.numel() for p in run.diffusion.model.parameters())
-    passes = args.steps * batch / len(run.images)
-    shared = run.accelerator.num_processes
-    lines = {
-        "Device": f"{device_name(run.device)}" + (f" x {shared}" if shared > 1 else ""),
-        "Precision": f"{str(run.precision).removeprefix('torch.')}, compiled: {compiled}",
-        "Network": f"{parameters:,} parameters, {args.image_size}x{args.image_size} images, "
-        f"{args.objective}, {args.schedule} schedule",
-        "Data": f"{len(run.images):,} images from {args.data}"
-        + ("" if run.heldout is None else f", {len(run.heldout)} held-out ones"),
-        "Batch": f"{args.batch_size} x {args.gradient_accumulate} (accumulation) = {batch}",
-        "Steps": f"{run.step:,} to {args.steps:,}: {passes:,.0f} passes over the data in all",
-        "Estimated time": duration(remaining) + ", samples and checkpoints not counted",
-        "Writes": f"{args.results_dir}/ every {args.save_every:,} steps, then {args.weights_out}",
-        "Stop": "Ctrl-C saves and leaves",
-        "Go on": resume_command(),
-    }
-    for name, text in lines.items():
-        print(f"{name:<15}{text}")
-    sys.stdout.flush()
-
-
-def resume_command() -> str:
-    """The command line of this run, with --resume."""
-    words = ["python", *sys.argv]
-    return shlex.join(words if "--resume" in words else [*words, "--resume"])
-
-
-def write_run_file(run: Run) -> None:
-    """run.json: the settings of the run and what it took so far, for people and for the lesson."""
-    training = run.config["training"] | {
-        "steps_done": run.step,
-        "seconds": round(run.seconds, 1),
-        "precision": str(run.precision).removeprefix("torch."),
-        "compiled": run.compiled,
-        "processes": run.accelerator.num_processes,
-        "hardware": device_name(run.device),
-        "torch": str(torch.__version__),
-        "library": LIBRARY_VERSION,
-    }
-    run.config["training"] = training
-    text = json.dumps({"command": shlex.join(["python", *sys.argv]), **run.config}, indent=2)
-    with write_atomically(run.args.results_dir / "run.json") as temporary:
-        temporary.write_text(text + "\n")
-
-
-def say(run: Run, text: str) -> None:
-    """Print from the main process only."""
-    if run.accelerator.is_main_process:
-        print(text, flush=True)
+    def save_and_leave(self) -> None:
+        """Write the checkpoint that the message promises, and exit as a signal would."""
+        run = self.run
+        if run.accelerator.is_main_process:
+            path = run.options.results_dir / f"model-{run.step}.pt"
+            if not path.exists():
+                save_checkpoint(run)
+            print(
+                f"\nStopped after step {run.step:,}; saved {path}. Go on with: {resume_command()}"
+            )
+        run.accelerator.wait_for_everyone()
+        sys.exit(128 + self.signal)

@@ -1,22 +1,57 @@
-"""From noise to images: noise levels, lists of times, the guess of x_0, three samplers."""
+"""From noise to images: noise levels, lists of times, the guess of x_0, three step rules.
+
+The loop stands in the exercises:
+
+    for t, s in pairwise(times):
+        x_0 = predict_x_0(diffusion, levels, x_t, t, asked)
+        x_t = ddim_step(levels, x_t, x_0, t, s)
+
+Images x_t and x_0 are [n, c, h, w] in [-1, 1], x_t beyond it by the noise; t and s are timesteps
+from T - 1 down to 0, then -1 for the clean image.
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
+from denoising_diffusion_pytorch import GaussianDiffusion
+from torch import Tensor
 
 from ddpm_basics.console import UserError
 
 
-def fresh_noise(generators, shape):
-    """Draw Gaussian noise [n, *shape] on the CPU, image i from generators[i]."""
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+class Levels(NamedTuple):
+    """alpha_t and sigma_t of x_t = alpha_t x_0 + sigma_t noise, T + 1 floats each.
+
+    alpha_t^2 is alphas_cumprod, and alpha_t^2 + sigma_t^2 = 1. The last entry, which t = -1
+    reaches, is the clean image: alpha 1, sigma 0.
+    """
+
+    alpha: list[float]
+    sigma: list[float]
+
+    def log_snr(self, t: int) -> float:
+        """Return lambda_t = log(alpha_t / sigma_t), half the logarithm of the SNR."""
+        return math.log(self.alpha[t] / self.sigma[t])
 
 
-def starting_noise(seeds, shape):
-    """Draw the noise x_T that the images grow out of, each from its own seed.
+# ---- Noise ---------------------------------------------------------------------------------------
+
+
+def noise_levels(diffusion: GaussianDiffusion) -> Levels:
+    """Read the noise levels of a diffusion process."""
+    alpha = diffusion.sqrt_alphas_cumprod.tolist()
+    sigma = diffusion.sqrt_one_minus_alphas_cumprod.tolist()
+    return Levels([*alpha, 1.0], [*sigma, 0.0])
+
+
+def starting_noise(
+    seeds: Iterable[int], shape: Sequence[int]
+) -> tuple[Tensor, list[torch.Generator]]:
+    """Draw the noise x_T that images grow out of, each from its own seed.
 
     shape is that of one image, (channels, height, width). Returns (x_T [n, *shape] on the CPU,
     the n generators, which go on to give each image its noise in ancestral sampling). The CPU's
@@ -26,58 +61,21 @@ def starting_noise(seeds, shape):
     return fresh_noise(generators, shape), generators
 
 
-def noise_levels(diffusion):
-    """Return alpha_t and sigma_t of x_t = alpha_t x_0 + sigma_t noise, as lists of T + 1 floats.
-
-    alpha_t^2 is alphas_cumprod, and alpha_t^2 + sigma_t^2 = 1. One more entry at the end, which
-    t = -1 reaches, is the clean image: alpha 1, sigma 0.
-    """
-    alpha = diffusion.sqrt_alphas_cumprod.tolist()
-    sigma = diffusion.sqrt_one_minus_alphas_cumprod.tolist()
-    return [*alpha, 1.0], [*sigma, 0.0]
+def fresh_noise(generators: Iterable[torch.Generator], shape: Sequence[int]) -> Tensor:
+    """Draw Gaussian noise [n, *shape] on the CPU, image i from generators[i]."""
+    return torch.stack([torch.randn(*shape, generator=generator) for generator in generators])
 
 
-def predict_x_0(diffusion, x_t, t, precision=torch.float32):
-    """Ask the network what the images x_t [n, c, h, w] at timestep t looked like without noise.
-
-    The network computes in `precision`, everything else in x_t's own. The result is clipped to
-    [-1, 1]: at t = 999 alpha_t is about 0.0005, so the division below turns a small error into
-    an enormous one.
-    """
-    # One row for all images, which the network broadcasts: matrix products of the time embedding
-    # are rounded differently for one row and for several, so an image would depend on its batch.
-    times = torch.full((1,), t, device=x_t.device)
-    reduced = precision != torch.float32
-    with torch.autocast(x_t.device.type, dtype=precision if reduced else None, enabled=reduced):
-        output = diffusion.model(x_t, times)
-    output = output.to(x_t.dtype)
-    alpha, sigma = diffusion.sqrt_alphas_cumprod[t], diffusion.sqrt_one_minus_alphas_cumprod[t]
-    if diffusion.objective == "pred_noise":
-        x_0 = (x_t - sigma * output) / alpha
-    elif diffusion.objective == "pred_v":  # v = alpha noise - sigma x_0 (Salimans & Ho 2022)
-        x_0 = alpha * x_t - sigma * output
-    else:
-        x_0 = output
-    return x_0.clamp(-1, 1)
+# ---- Lists of times ------------------------------------------------------------------------------
 
 
-def check_steps(timesteps, steps):
+def check_steps(timesteps: int, steps: int) -> None:
     """Raise UserError if a model of so many timesteps cannot be sampled in so many steps."""
     if steps > timesteps:
         raise UserError(f"{steps} steps are too many: the model has {timesteps} timesteps.")
 
 
-def even_times(levels, steps):
-    """Choose `steps` times from T - 1 down, evenly; the last entry, -1, is the clean image.
-
-    levels: what noise_levels returns. These are the times of the library's ddim_sample: with 50
-    of 1000 steps 999, 979, ..., 19, -1.
-    """
-    timesteps = len(levels[0]) - 1
-    return torch.linspace(-1, timesteps - 1, steps + 1).int().tolist()[::-1]
-
-
-def asked_timesteps(diffusion, min_signal):
+def asked_timesteps(diffusion: GaussianDiffusion, min_signal: float) -> int:
     """Return n: the network is asked for x_0 at the timesteps t < n; beyond, 0 is taken.
 
     x_0 = (x_t - sigma noise) / alpha: where alpha_t is tiny, the smallest error in the predicted
@@ -86,137 +84,142 @@ def asked_timesteps(diffusion, min_signal):
     always asked.
     """
     if diffusion.objective != "pred_noise":
-        return diffusion.num_timesteps
-    alpha, _ = noise_levels(diffusion)
-    return max(1, sum(level >= min_signal for level in alpha[:-1]))
+        return int(diffusion.num_timesteps)
+    alpha = noise_levels(diffusion).alpha[:-1]
+    return max(1, sum(level >= min_signal for level in alpha))
 
 
-def choose_times(levels, steps, asked, spread):
+def choose_times(
+    levels: Levels, steps: int, asked: int, spread: Callable[[Levels, int], list[int]]
+) -> list[int]:
     """Choose `steps` times from T - 1 down, then -1; spread (even_times, ...) those below `asked`.
 
     One step is enough for the times at which the network is not asked, unless there are more
-    steps than times at which it is. A single step goes to the network.
+    steps than times at which it is. A single step goes to the network. Raises UserError.
     """
-    timesteps = len(levels[0]) - 1
+    timesteps = len(levels.alpha) - 1
     check_steps(timesteps, steps)
     unasked = max(steps - asked, 1 if asked < timesteps else 0)
     unasked = min(unasked, steps - 1)
-    below = [level[:asked] + level[-1:] for level in levels]
+    below = Levels(*(level[:asked] + level[-1:] for level in levels))
     return [*range(timesteps - 1, timesteps - 1 - unasked, -1), *spread(below, steps - unasked)]
 
 
-@torch.inference_mode()
-def sample_ddpm(
-    diffusion, x_T, steps, callback=None, generators=None, precision=torch.float32, min_signal=0.0
-):
-    """Walk from the noise x_T [n, c, h, w] to images by ancestral sampling (Ho 2020, algorithm 2).
+def even_times(levels: Levels, steps: int) -> list[int]:
+    """Choose `steps` times from T - 1 down, evenly; the last entry, -1, is the clean image.
 
-    Each step draws x_s from the posterior q(x_s | x_t, x_0) with the network's guess of x_0,
-    taking fresh noise from each image's generator. With fewer than all the steps, s is not t - 1
-    but the next time on the list, and the formulas stay the same. Where alpha_t is below
-    min_signal, x_0 is 0 (see asked_timesteps).
-
-    callback(t, x_t, x_0), if there is one, is called at every step with tensors in [-1, 1] (x_t:
-    beyond it, by the noise). Returns images [n, c, h, w] in [0, 1]. All samplers share this
-    signature; they work in x_T's dtype and on its device.
+    These are the times of the library's ddim_sample: with 50 of 1000 steps 999, 979, ..., 19, -1.
     """
-    alpha, sigma = levels = noise_levels(diffusion)
-    asked = asked_timesteps(diffusion, min_signal)
-    times = choose_times(levels, steps, asked, even_times)
-    x_t = x_T
-    for t, s in itertools.pairwise(times):
-        x_0 = predict_x_0(diffusion, x_t, t, precision) if t < asked else torch.zeros_like(x_t)
-        if callback:
-            callback(t, x_t, x_0)
-        if s < 0:
-            break
-        beta = 1 - (alpha[t] / alpha[s]) ** 2  # the noise that came in between s and t
-        mean = (alpha[s] * beta * x_0 + alpha[t] / alpha[s] * sigma[s] ** 2 * x_t) / sigma[t] ** 2
-        std = sigma[s] / sigma[t] * math.sqrt(beta)  # the square is beta-tilde, Ho 2020, eq. 7
-        x_t = mean + std * fresh_noise(generators, x_t.shape[1:]).to(x_t)
-    return (x_0 + 1) / 2
+    timesteps = len(levels.alpha) - 1
+    times: list[int] = torch.linspace(-1, timesteps - 1, steps + 1).int().tolist()
+    return times[::-1]
 
 
-@torch.inference_mode()
-def sample_ddim(
-    diffusion, x_T, steps, callback=None, generators=None, precision=torch.float32, min_signal=0.0,
-    eta=0.0,
-):  # fmt: skip
-    """Walk from the noise x_T to images by DDIM (Song 2020, eq. 12).
-
-    With eta = 0 no noise comes in: x_T alone decides the image, at any number of steps from 1 to
-    all of them. With eta = 1 it is ancestral sampling. For the rest see sample_ddpm.
-    """
-    alpha, sigma = levels = noise_levels(diffusion)
-    asked = asked_timesteps(diffusion, min_signal)
-    times = choose_times(levels, steps, asked, even_times)
-    x_t = x_T
-    for t, s in itertools.pairwise(times):
-        x_0 = predict_x_0(diffusion, x_t, t, precision) if t < asked else torch.zeros_like(x_t)
-        if callback:
-            callback(t, x_t, x_0)
-        if s < 0:
-            break
-        noise = (x_t - alpha[t] * x_0) / sigma[t]  # from the clipped x_0, so that both agree
-        std = eta * sigma[s] / sigma[t] * math.sqrt(1 - (alpha[t] / alpha[s]) ** 2)
-        x_t = alpha[s] * x_0 + math.sqrt(sigma[s] ** 2 - std**2) * noise
-        if std > 0:
-            x_t = x_t + std * fresh_noise(generators, x_t.shape[1:]).to(x_t)
-    return (x_0 + 1) / 2
-
-
-def asinh_times(levels, steps):
+def asinh_times(levels: Levels, steps: int) -> list[int]:
     """Choose `steps` times from T - 1 down, evenly in asinh((lambda + 1.7) / 1.8); then -1.
 
-    levels: what noise_levels returns; lambda = log(alpha / sigma). On lambda's clock the times lie
-    closest together at -1.7 and ever farther apart on both sides; the last is one interval before
-    t = 0. Evenly in t would leave most of the way in lambda to a few steps: with the sigmoid
-    schedule lambda runs from -7.5 to 4, but from -0.9 to 0.9 during half of all t.
-    Evenly in lambda would spend a quarter of 20 steps on t below 30, where x_0 hardly changes any
-    more. The two numbers were found by trial, on eight fabrics of the bundled weights (the idea to
-    fit the times to a network is that of Sabour 2024). Beyond lambda = -5 there is nothing to be
-    seen in x_t, so one step crosses whatever lies there, and with it the interval on its border.
+    On the clock of lambda = log(alpha / sigma) the times lie closest together at -1.7 and ever
+    farther apart on both sides; the last is one interval before t = 0. Evenly in t would leave
+    most of the way in lambda to a few steps: with the sigmoid schedule lambda runs from -7.5 to 4,
+    but from -0.9 to 0.9 during half of all t. Evenly in lambda would spend a quarter of 20 steps
+    on t below 30, where x_0 hardly changes any more. The two numbers were found by trial, on eight
+    fabrics of the bundled weights (the idea to fit the times to a network is that of Sabour 2024).
+    Beyond lambda = -5 there is nothing to be seen in x_t, so one step crosses whatever lies there,
+    and with it the interval on its border.
     """
-    place = [
-        math.asinh((math.log(a / s) + 1.7) / 1.8) for a, s in zip(*levels, strict=True) if s > 0
-    ]
+    timesteps = len(levels.alpha) - 1
+    place = [math.asinh((levels.log_snr(t) + 1.7) / 1.8) for t in range(timesteps)]
     least = math.asinh((-5 + 1.7) / 1.8)
     crossed = 1 if place[-1] < least and steps > 1 else 0  # intervals
     wanted = torch.linspace(max(place[-1 - crossed], least), place[0], steps - crossed + 1)[:-1]
     nearest = (torch.tensor(place)[:, None] - wanted).abs().argmin(0).tolist()
-    times = [len(place) - 1]
+    times = [timesteps - 1]
     for left, t in zip(range(steps - 2, -1, -1), nearest[1 - crossed :], strict=True):
         # Each time once, also where steps are many, and enough of them left for the rest.
         times.append(max(min(t, times[-1] - 1), left))
     return [*times, -1]
 
 
-@torch.inference_mode()
-def sample_dpmpp(
-    diffusion, x_T, steps, callback=None, generators=None, precision=torch.float32, min_signal=0.0
-):
-    """Walk from the noise x_T to images by DPM-Solver++ (2M) (Lu 2022b, algorithm 2).
+# ---- The guess of x_0 ----------------------------------------------------------------------------
+
+
+def predict_x_0(
+    diffusion: GaussianDiffusion, levels: Levels, x_t: Tensor, t: int, asked: int
+) -> Tensor:
+    """Ask the network what the images x_t at timestep t looked like without noise.
+
+    At t >= asked (see asked_timesteps) the answer is 0 without asking. The result is clipped to
+    [-1, 1]: at t = 999 alpha_t is about 0.0005, so the division below turns a small error into an
+    enormous one. Under autocast the network computes in another precision; all else stays in
+    x_t's own.
+    """
+    if t >= asked:
+        return torch.zeros_like(x_t)
+    # One row for all images, which the network broadcasts: matrix products of the time embedding
+    # are rounded differently for one row and for several, so an image would depend on its batch.
+    output = diffusion.model(x_t, torch.full((1,), t, device=x_t.device)).to(x_t.dtype)
+    alpha, sigma = levels.alpha[t], levels.sigma[t]
+    x_0: Tensor = output
+    if diffusion.objective == "pred_noise":
+        x_0 = (x_t - sigma * output) / alpha
+    elif diffusion.objective == "pred_v":  # v = alpha noise - sigma x_0 (Salimans & Ho 2022)
+        x_0 = alpha * x_t - sigma * output
+    return x_0.clamp(-1, 1)
+
+
+# ---- Three step rules ----------------------------------------------------------------------------
+
+
+def ancestral_step(
+    levels: Levels,
+    x_t: Tensor,
+    x_0: Tensor,
+    t: int,
+    s: int,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """Draw x_s from the posterior q(x_s | x_t, x_0) (Ho 2020, algorithm 2 and equation 7).
+
+    Takes fresh noise from each image's generator. With fewer than all the steps, s is not t - 1
+    but the next time on the list, and the formulas stay the same.
+    """
+    if s < 0:
+        return x_0
+    alpha, sigma = levels
+    beta = 1 - (alpha[t] / alpha[s]) ** 2  # the noise that came in between s and t
+    mean = (alpha[s] * beta * x_0 + alpha[t] / alpha[s] * sigma[s] ** 2 * x_t) / sigma[t] ** 2
+    std = sigma[s] / sigma[t] * math.sqrt(beta)  # the square is beta-tilde
+    return mean + std * fresh_noise(generators, x_t.shape[1:]).to(x_t)
+
+
+def ddim_step(levels: Levels, x_t: Tensor, x_0: Tensor, t: int, s: int) -> Tensor:
+    """Go from x_t to x_s without fresh noise: DDIM (Song 2020, equation 12 with sigma = 0).
+
+    x_T alone decides the image, at any number of steps from 1 to all of them.
+    """
+    noise = (x_t - levels.alpha[t] * x_0) / levels.sigma[t]  # of the clipped x_0: both agree
+    return levels.alpha[s] * x_0 + levels.sigma[s] * noise
+
+
+def dpmpp_step(
+    levels: Levels,
+    x_t: Tensor,
+    x_0: Tensor,
+    t: int,
+    s: int,
+    last: tuple[Tensor, int] | None,
+) -> Tensor:
+    """Go from x_t to x_s by DPM-Solver++ (2M) (Lu 2022b, algorithm 2).
 
     DDIM takes x_0 as constant during a step; this solver, as cheap, extends the line through the
-    last two predictions of x_0, over the log-SNR lambda = log(alpha / sigma), and so needs far
-    fewer of them. Deterministic; for the rest see sample_ddpm.
+    last two guesses of x_0, over lambda = log(alpha / sigma), and so needs far fewer of them.
+    last: the guess before this one and its time, None where there is none.
     """
-    alpha, sigma = levels = noise_levels(diffusion)
-    asked = asked_timesteps(diffusion, min_signal)
-    times = choose_times(levels, steps, asked, asinh_times)
-    x_t, last_x_0, last_h = x_T, None, None
-    for t, s in itertools.pairwise(times):
-        x_0 = predict_x_0(diffusion, x_t, t, precision) if t < asked else torch.zeros_like(x_t)
-        if callback:
-            callback(t, x_t, x_0)
-        if s < 0:
-            break
-        h = math.log(alpha[s] / sigma[s]) - math.log(alpha[t] / sigma[t])
-        slope = 0 if last_x_0 is None else (x_0 - last_x_0) * (h / (2 * last_h))
-        x_t = sigma[s] / sigma[t] * x_t - alpha[s] * math.expm1(-h) * (x_0 + slope)
-        if t < asked:  # no line through an x_0 that the network has not seen
-            last_x_0, last_h = x_0, h
-    return (x_0 + 1) / 2
-
-
-SAMPLERS = {"ddpm": sample_ddpm, "ddim": sample_ddim, "dpmpp": sample_dpmpp}
+    if s < 0:
+        return x_0
+    alpha, sigma = levels
+    h = levels.log_snr(s) - levels.log_snr(t)
+    if last is not None:
+        last_x_0, last_t = last
+        x_0 = x_0 + (x_0 - last_x_0) * (h / (2 * (levels.log_snr(t) - levels.log_snr(last_t))))
+    return sigma[s] / sigma[t] * x_t - alpha[s] * math.expm1(-h) * x_0

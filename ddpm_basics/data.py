@@ -1,0 +1,104 @@
+"""The training data: drawn where it is missing, looked through, read; held-out images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ddpm_basics.console import UserError
+from ddpm_basics.fabrics.folder import draw_fabrics
+from ddpm_basics.fabrics.manifest import MANIFEST, read_manifest
+from ddpm_basics.images import decode, find_images, label_of, read_folder
+from ddpm_basics.training import BINS, FIXED_IMAGES, spread
+
+DEFAULT = Path("african_fabric_processed")
+MIN_IMAGES = 100  # fewer cannot teach a network of this kind anything but themselves
+
+
+def provide(folder: Path) -> None:
+    """Draw the default folder where it is missing, and the rest of one that is half drawn."""
+    manifest = read_manifest(folder)
+    if folder == DEFAULT and not folder.exists():
+        print(f"{folder} does not exist yet: drawing the fabrics first.", flush=True)
+        draw_fabrics(folder)
+    elif manifest and manifest.sha256 is None and manifest.photos is None:
+        print(f"{folder} is only half drawn: drawing the rest first.", flush=True)
+        draw_fabrics(
+            folder, split=manifest.split or "train", count=manifest.count,
+            seed=manifest.seed or 0, size=manifest.size,
+        )  # fmt: skip
+
+
+def read_images(folder: Path, size: int) -> tuple[Tensor, dict[str, str]]:
+    """Return the images (N, 3, size, size) uint8, and {file: checksum of its pixels}.
+
+    They stay in memory, on a GPU in its memory, for the whole run. Raises UserError.
+    """
+    found = read_folder(folder, size, at_least=MIN_IMAGES)
+    return torch.from_numpy(found.pixels), found.digests()
+
+
+def read_heldout(
+    folder: Path | None, data: Path, results: Path, size: int, team: PartialState
+) -> Tensor | None:
+    """Return the images (n, 3, size, size) uint8 behind the held-out loss, or None.
+
+    Those of `folder` where one is named. Without it, only drawn fabrics have an endless supply of
+    images that the network never sees: they are drawn into the results folder. For photographs
+    there are none. Raises UserError.
+    """
+    if folder is None:
+        manifest = read_manifest(data)
+        if manifest is None or manifest.split != "train":
+            return None
+        folder = results / "heldout_fabrics"
+        if team.is_main_process:
+            draw_fabrics(folder, split="heldout", count=FIXED_IMAGES, size=manifest.size)
+        team.wait_for_everyone()
+    return spread(torch.from_numpy(read_folder(folder, size, at_least=BINS).pixels))
+
+
+def survey(folder: Path, size: int) -> tuple[list[Path], list[Path]]:
+    """Decode every image of a folder, print what is there; return (good, broken) files.
+
+    Raises UserError for a folder that is missing or cannot be read.
+    """
+    paths, ignored = find_images(folder)
+    sizes: Counter[str] = Counter()
+    modes: Counter[str] = Counter()
+    tiny, broken = [], []
+    for path in tqdm(paths, desc="Decoding", unit="image", delay=1):
+        try:
+            decode(path)
+        except UserError as error:
+            broken.append((path, str(error)))
+            continue
+        with Image.open(path) as picture:
+            sizes[f"{picture.width}x{picture.height}"] += 1
+            modes[picture.mode] += 1
+            if min(picture.size) < size:
+                tiny.append(f"{path} (only {picture.width}x{picture.height})")
+    good = sorted(set(paths) - {path for path, _ in broken})
+    print(f"Data folder   {folder}")
+    print("Sizes         " + ", ".join(f"{name}: {n}" for name, n in sorted(sizes.items())))
+    print("Modes         " + ", ".join(f"{name}: {n}" for name, n in sorted(modes.items())))
+    for label, count in sorted(Counter(label_of(path, folder) for path in good).items()):
+        print(f"  {label or '(no folder)':<24}{count:>6}")
+    list_files("Ignored, not an image", [str(p) for p in ignored if p != folder / MANIFEST])
+    list_files("Smaller than the network's images", tiny)
+    list_files("BROKEN", [reason for _, reason in broken])
+    return good, [path for path, _ in broken]
+
+
+def list_files(heading: str, lines: list[str]) -> None:
+    """Print the first twenty lines under a heading; nothing where there are none."""
+    if lines:
+        print(f"{heading}: {len(lines)}", *lines[:20], sep="\n  ")
+    if len(lines) > 20:
+        print(f"  ... and {len(lines) - 20} more")

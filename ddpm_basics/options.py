@@ -1,0 +1,159 @@
+"""The options of the three exercises, a table each; defaults come from the scripts' constants."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ddpm_basics.console import new_parser, real_number, whole_number
+
+OBJECTIVES = ("pred_noise", "pred_v", "pred_x0")
+SCHEDULES = ("sigmoid", "linear", "cosine")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+WEIGHTS = Path("models/ddpm_african_fabrics.pt")
+
+
+def default_weights() -> Path:
+    """Return the weights of the current folder, or else those that stand beside the scripts."""
+    beside = Path(__file__).resolve().parent.parent / WEIGHTS
+    return beside if beside.exists() and not WEIGHTS.exists() else WEIGHTS
+
+
+def add_common(parser: argparse._ActionsContainer, seed: int) -> None:
+    """Add what every exercise has."""
+    add = parser.add_argument
+    add("--device", choices=DEVICES, default="auto", help="where to compute")
+    add("--precision", choices=PRECISIONS, default="auto",
+        help="of the network; auto takes bf16 where the hardware has it")  # fmt: skip
+    add("--seed", type=whole_number(0), default=seed, help="every random number follows from it")
+
+
+def generate_options(
+    argv: Sequence[str] | None,
+    description: str,
+    *,
+    seed: int,
+    num_samples: int,
+    steps: Mapping[str, int],
+    min_signal: float,
+    batch_size: Mapping[str, int],
+    output: str,
+) -> argparse.Namespace:
+    """Read the command line of exercise 1; `batch_size` is None where none was typed."""
+    parser = new_parser(
+        description,
+        epilog="Image i depends on seed + i alone. With a samples folder the same command draws "
+        "only what is missing there.",
+    )
+    add = parser.add_argument
+    add("--weights", type=Path, default=default_weights(), help="weight file (.pt)")
+    add("--num-samples", type=whole_number(1), default=num_samples, help="images to draw")
+    add("--sampler", choices=steps, default="dpmpp", help="how to walk from noise to x_0")
+    defaults = ", ".join(f"{count} for {name}" for name, count in steps.items())
+    add("--steps", type=whole_number(1), default=argparse.SUPPRESS,
+        help=f"steps from noise to image (default: {defaults})")  # fmt: skip
+    add("--min-signal", type=real_number(0, 1), default=min_signal,
+        help="alpha_t below which x_t counts as noise and the network is not asked")  # fmt: skip
+    add("--output", type=Path, default=output, help="the grid of images (.png)")
+    add("--samples-dir", type=Path, default=argparse.SUPPRESS,
+        help="folder for single images as well (default: none are written)")  # fmt: skip
+    add("--image-size", type=whole_number(1), default=64,
+        help="pixels per side, for weight files that do not say it themselves")  # fmt: skip
+    batches = ", ".join(f"{count} on {device}" for device, count in batch_size.items())
+    add("--batch-size", type=whole_number(1), default=argparse.SUPPRESS,
+        help=f"images at once; changes speed and memory only (default: {batches})")  # fmt: skip
+    add_common(parser, seed)
+    options = parser.parse_args(argv)
+    options.steps = getattr(options, "steps", steps[options.sampler])
+    options.batch_size = getattr(options, "batch_size", None)
+    options.samples_dir = getattr(options, "samples_dir", None)
+    return options
+
+
+def explore_options(
+    argv: Sequence[str] | None, description: str, *, parts: Mapping[str, Any], seed: int, data: str
+) -> argparse.Namespace:
+    """Read the command line of exercise 2."""
+    parser = new_parser(description)
+    add = parser.add_argument
+    add("--part", nargs="+", choices=list(parts), default=list(parts), help="parts to run")
+    add("--weights", type=Path, default=default_weights(), help="weight file (.pt)")
+    add("--data", type=Path, default=data, help="folder of fabrics, for parts c and d")
+    add("--output-dir", type=Path, default=".", help="where figures and measurements go")
+    add_common(parser, seed)
+    return parser.parse_args(argv)
+
+
+def train_options(
+    argv: Sequence[str] | None,
+    description: str,
+    *,
+    defaults: Mapping[str, Any],
+    quick: Mapping[str, Any],
+) -> argparse.Namespace:
+    """Read the command line of exercise 3; `quick` holds other defaults, for --quick."""
+    parser = new_parser(description)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--verify", action="store_true", help="check the data, draw nine images")
+    what.add_argument("--train", action="store_true", help="train the network")
+    count, rate = whole_number(1), real_number(1e-12)
+
+    add = parser.add_argument_group("data").add_argument
+    add("--data", type=Path, help="folder of images, subfolders included")
+    add("--heldout", type=Path, help="folder of images that are never trained on, for the "
+        "held-out loss (drawn fabrics bring their own)")  # fmt: skip
+
+    add = parser.add_argument_group("network and loss").add_argument
+    add("--image-size", type=count, help="pixels, both sides")
+    add("--dim", type=count, help="channels of the U-Net at full resolution")
+    add("--dim-mults", type=count, nargs="+", help="its channel multipliers")
+    add("--schedule", choices=SCHEDULES, default="sigmoid", help="of noise")
+    add("--objective", choices=OBJECTIVES, default="pred_noise", help="what the network predicts")
+    add("--min-snr", action="store_true", help="weight the loss by min(SNR, 5) / SNR")
+    add(
+        "--snr-plus-one",
+        action="store_true",
+        help="weight the loss by 1 + 1/SNR: layout and colour settle sooner in short runs",
+    )
+
+    training = parser.add_argument_group("training")
+    add = training.add_argument
+    add("--steps", type=count, help="optimizer steps in all")
+    add("--batch-size", type=count, help="images per pass, all processes together")
+    add("--gradient-accumulate", type=count, help="passes per step")
+    add("--lr", type=rate, help="learning rate of Adam")
+    add("--lr-final", type=rate, help="cosine decay to this; constant if none")
+    add("--warmup-steps", type=whole_number(0), default=0, help="steps in which the rate rises")
+    add("--compile", choices=["on", "off"], default=argparse.SUPPRESS,
+        help="torch.compile the network: minutes that a long run earns back (default: on for a "
+        "GPU, off for a CPU)")  # fmt: skip
+    add("--quick", action="store_true", help="a small network at 32x32, minutes on two CPU cores")
+    add_common(training, defaults["seed"])
+
+    add = parser.add_argument_group("the run").add_argument
+    add("--results-dir", type=Path, help="checkpoints, samples, losses.csv")
+    add("--save-every", type=count, help="steps between checkpoints")
+    add("--log-every", type=count, help="steps between rows of losses.csv")
+    add("--keep", type=whole_number(2), default=2,
+        help="checkpoints to keep, 0.57 GB each; two, as the newest may be damaged")  # fmt: skip
+    add("--resume", action="store_true", help="go on from the newest good checkpoint")
+    add("--init-weights", type=Path, help="start from the weights in this file")
+    add("--weights-out", type=Path, help="EMA weights at the end")
+
+    parser.set_defaults(**defaults)
+    argv = sys.argv[1:] if argv is None else argv
+    if "--quick" in argv:
+        parser.set_defaults(**quick)
+    options = parser.parse_args(argv)
+    options.compile = getattr(options, "compile", None)
+    halvings = len(options.dim_mults) - 1
+    if options.image_size % 2**halvings:
+        parser.error(f"--image-size must be a multiple of {2**halvings}: the U-Net halves it "
+                     f"{halvings} times")  # fmt: skip
+    if options.dim % 4:
+        parser.error("--dim must be a multiple of 4")
+    return options
