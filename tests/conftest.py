@@ -33,8 +33,8 @@ os.environ["TQDM_MININTERVAL"] = (
 # A file goes to one worker as a whole (its fixtures are made once), so the long ones come first:
 # otherwise one worker ends with the longest while the others are idle.
 LONGEST_FIRST = [
-    "test_docs", "test_never_lose_work", "test_shipped_weights", "test_exercise1_generate",
-    "test_evaluation", "test_exercise3_train", "test_exercise2_explore",
+    "test_runs", "test_docs", "test_shipped_weights", "test_exercise1", "test_end_to_end",
+    "test_evaluation", "test_exercise2", "test_training",
     "test_fabrics", "test_docs_browser",
 ]  # fmt: skip
 
@@ -162,3 +162,14 @@ def write_blocks(folder, count, size=8, seed=0):
 def tiny_data(tmp_path_factory):
     """A folder of 120 images of 8x8; tests that change it take a copy."""
     return write_blocks(tmp_path_factory.mktemp("tiny") / "data", 120)
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory):
+    """A weight file in the bundled format, of a tiny network that has learned something."""
+    import torch
+    from tiny_networks import bundled, make_diffusion, teach
+
+    path = tmp_path_factory.mktemp("weights") / "tiny.pt"
+    torch.save(bundled(teach(make_diffusion())), path)
+    return path

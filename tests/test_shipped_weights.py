@@ -4,6 +4,7 @@ import hashlib
 import re
 import subprocess
 import sys
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from PIL import Image
 
 from ddpm_basics.evaluation.distances import random_directions, sliced_wasserstein
 from ddpm_basics.evaluation.features import RandomConvolutions, patch_features, standardise
-from ddpm_basics.hardware import pick_precision, prepare_network
+from ddpm_basics.hardware import pick_precision, prepare_to_sample
+from ddpm_basics.images import from_picture
 from ddpm_basics.model import load_weights
-from ddpm_basics.sampling import sample_dpmpp, starting_noise
 
 WEIGHTS = ROOT / "models" / "ddpm_african_fabrics.pt"
 
@@ -40,7 +41,7 @@ def exercise1():
 
 
 @pytest.fixture(scope="module")
-def loaded(exercise1):
+def loaded():
     return load_weights(WEIGHTS)
 
 
@@ -63,16 +64,15 @@ def heldout(unseen):
 
 @pytest.fixture(scope="module")
 def drawn(exercise1):
-    """64 fabrics that the weights draw, in [0, 1]."""
+    """64 fabrics in [0, 1], as exercise 1 draws them from the weights, but in fewer steps."""
     diffusion, _ = load_weights(WEIGHTS)
     device = torch.device("cpu")
     precision = pick_precision("auto", device)
-    prepare_network(diffusion, device, precision, compiled=False)
-    x_T, _ = starting_noise(range(SAMPLES), (3, 64, 64))
-    parts = [sample_dpmpp(diffusion, part, 8, precision=precision,
-                                    min_signal=exercise1.MIN_SIGNAL)
-             for part in x_T.to(memory_format=torch.channels_last).split(8)]  # fmt: skip
-    return torch.cat(parts)
+    prepare_to_sample(diffusion, device, precision)
+    options = Namespace(seed=0, sampler="dpmpp", steps=8, min_signal=exercise1.MIN_SIGNAL,
+                        batch_size=8, samples_dir=None)  # fmt: skip
+    shown = exercise1.draw_all(diffusion, list(range(SAMPLES)), options, precision, False)
+    return torch.stack([torch.from_numpy(from_picture(picture)) for picture in shown.values()])
 
 
 def test_the_card_names_this_file():
@@ -83,11 +83,11 @@ def test_the_card_names_this_file():
 
 def test_it_is_the_courses_network(loaded):
     _, facts = loaded
-    assert facts["parameters"] == 35_711_491
-    assert facts["objective"] == "pred_noise"
-    assert facts["beta_schedule"] == "sigmoid"
-    assert facts["timesteps"] == 1000
-    assert facts["image_size"] == 64
+    assert facts.parameters == 35_711_491
+    assert (facts.dim, facts.dim_mults, facts.channels) == (64, (1, 2, 4, 8), 3)
+    assert (facts.objective, facts.beta_schedule) == ("pred_noise", "sigmoid")
+    assert (facts.timesteps, facts.image_size) == (1000, 64)
+    assert facts.assumed == ()
 
 
 def test_it_says_how_it_was_made():

@@ -7,10 +7,6 @@ The distance between two images is the root mean square of the difference of the
 to mirrored image, as training flips them.
 """
 
-from __future__ import annotations
-
-import argparse
-import json
 import os
 import platform
 import resource
@@ -22,9 +18,17 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-from PIL import Image
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from ddpm_basics.fabrics.colour import to_oklab  # noqa: E402
+from ddpm_basics.fabrics.manifest import read_manifest  # noqa: E402
+from ddpm_basics.files import write_json  # noqa: E402
+from ddpm_basics.hardware import describe  # noqa: E402
+from ddpm_basics.images import decode  # noqa: E402
+
 REPORT = ROOT / "training_results" / "reference" / "fabrics.json"
 HELDOUT = 1000  # held-out images that are compared with all training images
 HUES = 12  # bins of 30 degrees
@@ -32,8 +36,8 @@ HUES = 12  # bins of 30 degrees
 
 def load_fabrics(folder):
     """Return (uint8 pixels [n, h, w, 3], labels) of a prepared folder, in the manifest's order."""
-    traditions = json.loads((Path(folder) / "manifest.json").read_text())["traditions"]
-    pixels = np.stack([np.asarray(Image.open(Path(folder) / file)) for file in traditions])
+    traditions = read_manifest(Path(folder)).traditions
+    pixels = np.stack([np.asarray(decode(Path(folder, file))) for file in traditions])
     return pixels, np.array(list(traditions.values()))
 
 
@@ -58,44 +62,23 @@ def nearest_within(images):
     return table.min(1)
 
 
-def oklab(pixels):
-    """Return OKLab, [..., 3], of sRGB bytes, [..., 3]; Ottosson (2020)."""
-    srgb = pixels / 255
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    lms = np.cbrt(
-        linear
-        @ np.array(
-            [
-                [0.4122214708, 0.2119034982, 0.0883024619],
-                [0.5363325363, 0.6806995451, 0.2817188376],
-                [0.0514459929, 0.1073969566, 0.6299787005],
-            ]
-        )
-    )
-    return lms @ np.array(
-        [
-            [0.2104542553, 1.9779984951, 0.0259040371],
-            [0.7936177850, -2.4285922050, 0.7827717662],
-            [-0.0040720468, 0.4505937099, -0.8086757660],
-        ]
-    )
+def coarse_oklab(images):
+    """Return OKLab, [3, pixels], of every second row and column of the images."""
+    return to_oklab(images[:, ::2, ::2].reshape(-1, 3).T / 255)
 
 
 def palette_spread(images):
-    """Return the mean OKLab distance between the average colours of two images.
-
-    Every second row and column is looked at, as for the hues.
-    """
-    means = oklab(images[:, ::2, ::2]).mean((1, 2))
+    """Return the mean OKLab distance between the average colours of two images."""
+    means = coarse_oklab(images).reshape(3, len(images), -1).mean(2).T
     apart = np.linalg.norm(means[:, None] - means[None], axis=-1)
     return float(apart.sum() / (len(means) * (len(means) - 1)))
 
 
 def hue_shares(images):
     """Return the shares of 30-degree bins of hue among pixels of a clear colour (chroma > 0.06)."""
-    lab = oklab(images[:, ::2, ::2].reshape(-1, 3))
-    clear = np.hypot(lab[:, 1], lab[:, 2]) > 0.06
-    turn = np.arctan2(lab[clear, 2], lab[clear, 1]) / (2 * np.pi) % 1
+    _, green_red, blue_yellow = coarse_oklab(images)
+    clear = np.hypot(green_red, blue_yellow) > 0.06
+    turn = np.arctan2(blue_yellow[clear], green_red[clear]) / (2 * np.pi) % 1
     counts = np.bincount((turn * HUES).astype(int) % HUES, minlength=HUES)
     return counts / counts.sum()
 
@@ -109,16 +92,6 @@ def render(folder, *options):
     return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def hardware():
-    """Name the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
-
-
 def measure():
     """Render both splits into a temporary folder and return the report."""
     with tempfile.TemporaryDirectory() as name:
@@ -128,49 +101,36 @@ def measure():
         render(folder / "heldout", "--split", "heldout", "--count", str(HELDOUT))
         train, labels = load_fabrics(folder / "train")
         heldout, _ = load_fabrics(folder / "heldout")
-        manifest = json.loads((folder / "train" / "manifest.json").read_text())
+        manifest = read_manifest(folder / "train")
     near, away = nearest_within(train), distances(heldout, train).min(1)
     spread = {label: palette_spread(train[labels == label]) for label in np.unique(labels)}
     return {
-        "hardware": hardware(),
+        "hardware": describe(torch.device("cpu")),
         "software": f"Python {platform.python_version()}, NumPy {np.__version__}, "
         f"Pillow {PIL.__version__}",
-        "data": {key: manifest[key] for key in ("version", "seed", "count", "size", "sha256")},
+        "data": {key: getattr(manifest, key) for key in ("version", "seed", "count", "size",
+                                                         "sha256")},
         "render": {
-            "seconds": round(seconds, 1),
-            "processor_seconds": round(processor_seconds, 1),
-            "load_of_the_machine_before": round(load, 1),
-            "second_run_seconds": round(again, 1),
+            "seconds": round(seconds, 1), "processor_seconds": round(processor_seconds, 1),
+            "load_of_the_machine_before": round(load, 1), "second_run_seconds": round(again, 1),
         },
         "distance": "root mean square pixel difference in [0, 1], mirrored images included",
-        "train_to_nearest_train": {
-            "minimum": round(float(near.min()), 4),
-            "median": round(float(np.median(near)), 4),
-        },
-        "heldout_to_nearest_train": {
-            "images": HELDOUT,
-            "minimum": round(float(away.min()), 4),
-            "median": round(float(np.median(away)), 4),
-        },
+        "train_to_nearest_train": summary(near),
+        "heldout_to_nearest_train": {"images": HELDOUT, **summary(away)},
         "palette_spread": {
             "unit": "mean OKLab distance between the average colours of two images",
             "all": round(palette_spread(train), 3),
             "by_tradition": {label: round(value, 3) for label, value in spread.items()},
             "hue_shares_by_30_degrees": [round(float(x), 3) for x in hue_shares(train)],
         },
-    }
+    }  # fmt: skip
 
 
-def main():
-    """Measure and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=REPORT, help=f"default: {REPORT}")
-    output = parser.parse_args().output
-    text = json.dumps(measure(), indent=2) + "\n"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text)
-    print(text + f"Wrote {output}")
+def summary(values):
+    """Return the minimum and the median."""
+    return {"minimum": round(float(values.min()), 4), "median": round(float(np.median(values)), 4)}
 
 
 if __name__ == "__main__":
-    main()
+    write_json(REPORT, measure())
+    print(f"{REPORT.read_text()}Wrote {REPORT}")

@@ -2,25 +2,25 @@
 
     python tests/benchmarks/measure_robustness.py
 
-Kills 50 training processes (tests/test_never_lose_work.py), watches memory over 5,000 steps, and
+Kills 50 training processes (tests/test_runs.py), watches memory over 5,000 steps, and
 writes training_results/reference/robustness.json with the hardware named.
 """
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(ROOT))
 
-from bench_training import load_exercise3  # noqa: E402 - the folder has to be on the path first
+from ddpm_basics.files import write_json  # noqa: E402
+from ddpm_basics.hardware import describe  # noqa: E402
 
-from ddpm_basics.hardware import device_name, pick_device  # noqa: E402
-
-TESTS = ["test_survives_fifty_kills", "test_memory_stays_flat"]
+TESTS = "test_survives_fifty_kills or test_memory_stays_flat"
 
 
 def main():
@@ -28,21 +28,20 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "record"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow",
-                   "tests/test_never_lose_work.py", "-k", " or ".join(TESTS)]  # fmt: skip
+                   "tests/test_runs.py", "-k", TESTS]  # fmt: skip
         environment = os.environ | {"ROBUSTNESS_RECORD": str(record)}
         done = subprocess.run(command, cwd=ROOT, env=environment)
         if not record.exists():
             sys.exit("Nothing was measured: nothing was written.")
         figures = dict(line.split("=") for line in record.read_text().splitlines())
-    ex3 = load_exercise3()
     result = {
-        "hardware": device_name(pick_device("cpu")),
-        "torch": str(ex3.torch.__version__),
+        "hardware": describe(torch.device("cpu")),
+        "torch": str(torch.__version__),
         **{name: int(value) for name, value in figures.items()},
         "all_tests_passed": done.returncode == 0,  # a figure outside its bound is a figure, too
     }
     output = ROOT / "training_results" / "reference" / "robustness.json"
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(output, result)
     print(f"Wrote {output}: {result}")
 
 

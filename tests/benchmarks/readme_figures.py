@@ -29,7 +29,7 @@ def rows():
     stock, ours = by_name["stock: sample(), DDIM"], by_name["ours: whole command"]
     load = fabrics["render"]["load_of_the_machine_before"]
     busy = f", on a machine with a load of {load}" if load > 1 else ""
-    yield (f"1,059 fabrics drawn by ``ddpm_basics.fabrics``{busy}",
+    yield (f"1,059 fabrics drawn by ``python -m ddpm_basics.fabrics``{busy}",
            f"{fabrics['render']['seconds']:.0f} s")  # fmt: skip
     yield ("Sixteen new fabrics by ``exercise1_generate.py``, imports and files included",
            f"{ours['seconds']:.0f} s")  # fmt: skip

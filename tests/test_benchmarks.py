@@ -1,0 +1,88 @@
+"""tests/benchmarks: what the measurements count, on a tiny network."""
+
+import json
+import sys
+from argparse import Namespace
+
+import pytest
+from conftest import ROOT, load_script
+from tqdm.auto import tqdm
+
+sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
+
+import bench_sampling
+import measure_samplers
+
+from ddpm_basics.model import load_weights
+
+exercise1 = load_script("exercise1_generate")
+
+
+def draw(diffusion, sampler, steps, seeds):
+    """Draw images as exercise 1 does."""
+    options = Namespace(sampler=sampler, steps=steps, min_signal=exercise1.MIN_SIGNAL)
+    return exercise1.draw(diffusion, list(seeds), options, tqdm(disable=True))
+
+
+@pytest.fixture
+def measure(monkeypatch, tiny_weights, tmp_path):
+    """measure(images): tests/benchmarks/measure_samplers.py with fewer runs; returns its record."""
+    monkeypatch.setattr(measure_samplers, "REFERENCE", ("ddim", 300))
+    monkeypatch.setattr(measure_samplers, "RUNS", [("ddim", 250), ("dpmpp", 4), ("dpmpp", 100)])
+
+    def run(images, *more):
+        output = tmp_path / "samplers.json"
+        measure_samplers.main(["--weights", str(tiny_weights), "--images", str(images),
+                               "--device", "cpu", "--precision", "fp32", "--seed", "0",
+                               "--output", str(output), *more])  # fmt: skip
+        return json.loads(output.read_text())
+
+    return run
+
+
+def test_measured_distances(measure, tiny_weights):
+    """Each figure again, from exercise 1's own loop; a second run adds what is missing."""
+    first, record = measure(1), measure(3)
+    assert first["rows"][0]["standard_error"] is None, "one image has no spread"
+    assert list(record["distances"]) == ["0", "1", "2"]
+    assert record["distances"]["0"] == first["distances"]["0"]
+    diffusion, _ = load_weights(tiny_weights)
+    reference = draw(diffusion, "ddim", 300, range(3))
+    for row, (sampler, steps) in zip(record["rows"], measure_samplers.RUNS, strict=True):
+        images = draw(diffusion, sampler, steps, range(3))
+        expected = (images - reference).square().mean((1, 2, 3)).sqrt()
+        assert row["distance"] == pytest.approx(expected.mean().item(), abs=1e-4)
+        assert row["standard_error"] == pytest.approx(expected.std().item() / 3**0.5, abs=1e-4)
+    assert record["rows"][0]["as_near_as_ddim_250"] == 1
+    near = [row["steps"] for row in record["rows"][1:]
+            if row["distance"] <= record["rows"][0]["distance"]]  # fmt: skip
+    assert record["enough_steps"] == min(near, default=None)
+
+
+def test_the_benchmark_counts_the_middle_run(monkeypatch, tiny_weights, tmp_path, capsys):
+    """bench_sampling.py with two of stock's steps, and a command that takes 5, 2 and 9 seconds."""
+    monkeypatch.setattr(bench_sampling, "RUNS_BEFORE", 1)
+    monkeypatch.setattr(bench_sampling, "RUNS_AFTER", 2)
+    one_run = bench_sampling.time_command
+    real, told = [], iter([5.0, 2.0, 9.0])
+
+    def time_command(*arguments):
+        if not real:  # the command itself; once is enough
+            real.append(one_run(*arguments))
+        return next(told)
+
+    monkeypatch.setattr(bench_sampling, "time_command", time_command)
+    output = tmp_path / "bench" / "bench_sampling.json"
+    bench_sampling.main(["--weights", str(tiny_weights), "--images", "2", "--device", "cpu",
+                         "--precision", "fp32", "--stock-evaluations", "2",
+                         "--output", str(output)])  # fmt: skip
+    record = json.loads(output.read_text())
+    stock, drawing, command = record["rows"]
+    assert (len(stock["runs"]), len(drawing["runs"]), len(command["runs"])) == (1, 2, 3)
+    assert command["seconds"] == 5
+    assert command["times_faster"] == pytest.approx(stock["seconds"] / 5)
+    assert real[0] > sum(drawing["runs"]) / 2, "the command draws, and starts and writes besides"
+    steps = exercise1.SAMPLING_STEPS["dpmpp"]
+    assert stock["evaluations"] == 2 * 250
+    assert drawing["evaluations"] == command["evaluations"] == 2 * (steps - 1), "pure noise is free"
+    assert "Stock was timed over 2 steps and scaled to 250." in capsys.readouterr().out

@@ -1,0 +1,455 @@
+"""exercise2_explore.py and figures.py: each part's figure, numbers and film, on a small network."""
+
+import ast
+import contextlib
+import io
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+from argparse import Namespace
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, load_script
+from denoising_diffusion_pytorch import Unet
+from PIL import Image
+from tiny_networks import bundled, make_diffusion, teach
+from tqdm.auto import tqdm
+
+from ddpm_basics import figures, hardware
+from ddpm_basics.model import build_diffusion, load_weights
+from ddpm_basics.sampling import starting_noise
+
+exercise1, exercise2 = load_script("exercise1_generate"), load_script("exercise2_explore")
+SCRIPT = ROOT / "exercise2_explore.py"
+TIMESTEPS = 60  # a process short enough to follow in full
+
+# What the tests change at the top of the script, as the lesson asks learners to do.
+QUICK = {
+    "STEP_COUNTS": (5, 10, 30, 60),
+    "FAST_STEP_COUNTS": (4, 8),
+    "CAPTURE_TIMESTEPS": (59, 40, 20, 0),
+    "MORPH_FABRICS": 3,
+    "MORPH_STEPS": 3,
+    "MORPH_FRAMES": (9, 14),
+}
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A weight file of a tiny network with few timesteps, whose fabrics differ from each other."""
+    path = tmp_path_factory.mktemp("weights") / "short.pt"
+    torch.save(bundled(teach(make_diffusion(timesteps=TIMESTEPS))), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Four fabrics of stripes in a subfolder."""
+    folder = tmp_path_factory.mktemp("data") / "fabrics" / "stripes"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        stripes = np.repeat(rng.integers(0, 256, (8, 1, 3), dtype=np.uint8), 8, 0)
+        Image.fromarray(np.repeat(stripes, 64, 1)).save(folder / f"{i:04d}.png")
+    return folder.parent
+
+
+def run_parts(folder, weights, data, parts, *options, code=0, **constants):
+    """Run parts with other constants; returns (folder of the results, what was printed)."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        for name, value in {**QUICK, **constants}.items():
+            patch.setattr(exercise2, name, value)
+        done = exercise2.main(["--part", *parts, "--weights", str(weights), "--data", str(data),
+                               "--device", "cpu", "--precision", "fp32",
+                               "--output-dir", str(folder), *map(str, options)])  # fmt: skip
+    assert done == code, err.getvalue()
+    return folder, Namespace(out=out.getvalue(), err=err.getvalue())
+
+
+@pytest.fixture
+def explore(weights, data, tmp_path):
+    """explore("a", RANDOM_SEED=7) runs parts with other constants."""
+
+    def run(parts, *options, **more):
+        return run_parts(tmp_path / "out", weights, data, parts, *options, **more)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def everything(weights, data, tmp_path_factory):
+    """All five parts, run once: what they leave is looked at by several tests."""
+    return run_parts(tmp_path_factory.mktemp("everything"), weights, data, "abcde")
+
+
+@pytest.fixture(scope="session")
+def draw(weights):
+    """draw(sampler, steps, seed): an image [h, w, c] as exercise 1 draws it."""
+    diffusion, _ = load_weights(weights)
+
+    def image(sampler, steps, seed):
+        options = Namespace(sampler=sampler, steps=steps, min_signal=exercise1.MIN_SIGNAL)
+        images = exercise1.draw(diffusion, [seed], options, tqdm(disable=True))
+        return images[0].permute(1, 2, 0).numpy()
+
+    return image
+
+
+def numbers(folder, name):
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def film(path):
+    """Frames [n, h, w, 3] of a GIF, and how long each is shown."""
+    with Image.open(path) as animation:
+        assert animation.info["loop"] == 0, "it does not repeat for ever"
+        frames, durations = [], []
+        for i in range(animation.n_frames):
+            animation.seek(i)
+            frames.append(np.array(animation.convert("RGB")).astype(float) / 255)
+            durations.append(animation.info["duration"])
+    return np.stack(frames), durations
+
+
+def rms(one, other):
+    return math.sqrt(((one - other) ** 2).mean())
+
+
+# ---- a -------------------------------------------------------------------------------------------
+
+
+def test_a_measures_one_pattern_at_all_step_counts(everything, draw):
+    """Every distance again, from exercise 1's loop and one x_T."""
+    folder, said = everything
+    assert "117/117" in said.err, "the reference is drawn once, among the others"
+    found = numbers(folder, "exercise2_sampling_comparison")
+    assert [row["steps"] for row in found["ddim"]] == [5, 10, 30, 60]
+    assert [row["steps"] for row in found["dpmpp"]] == [4, 8]
+    reference = draw("ddim", TIMESTEPS, found["seed"])
+    for sampler in ("ddim", "dpmpp"):
+        for row in found[sampler]:
+            image = draw(sampler, row["steps"], found["seed"])
+            assert row["distance"] == pytest.approx(rms(image, reference), abs=1e-4)
+            assert row["seconds"] > 0
+    assert found["ddim"][-1]["distance"] == 0
+    assert found["ddim"][0]["distance"] > found["ddim"][2]["distance"] > 0
+
+
+def test_a_with_several_fabrics_and_few_step_counts(explore):
+    folder, _ = explore("a", NUM_SAMPLES=5, STEP_COUNTS=(10,), FAST_STEP_COUNTS=(5,))
+    found = numbers(folder, "exercise2_sampling_comparison")
+    assert found["fabrics"] == 5
+    assert len(found["ddim"]) == len(found["dpmpp"]) == 1
+    assert found["ddim"][0]["distance"] > 0
+    folder, _ = explore("a", STEP_COUNTS=(TIMESTEPS,), FAST_STEP_COUNTS=())
+    found = numbers(folder, "exercise2_sampling_comparison")
+    assert [row["distance"] for row in found["ddim"]] == [0], "the reference alone"
+
+
+def test_a_refuses_more_steps_than_the_model_has(explore):
+    _, said = explore("a", code=1, FAST_STEP_COUNTS=(4, 61))
+    assert "61 steps are too many: the model has 60" in said.err
+
+
+# ---- b -------------------------------------------------------------------------------------------
+
+
+def test_b_captures_the_timesteps_asked_for(explore, draw):
+    folder, _ = explore("b", CAPTURE_TIMESTEPS=(59, 45, 30, 15, 5, 0))
+    found = numbers(folder, "reverse_diffusion_demo")
+    assert found["steps"] == TIMESTEPS
+    assert [row["t"] for row in found["captured"]] == [59, 45, 30, 15, 5, 0]
+    distances = [row["distance_of_x_0"] for row in found["captured"]]
+    assert distances[-1] == 0
+    assert distances[0] > distances[3] > 0, "the guess does not come closer"
+    assert 0.9 < found["captured"][0]["spread_of_x_t"] < 1.1, "it does not start from noise"
+
+    frames, durations = film(folder / "reverse_diffusion_demo.gif")
+    assert len(frames) == TIMESTEPS
+    assert durations[-1] > 10 * durations[0]
+    shown = frames[-1][8:200, 208:400]  # the right-hand panel of the last frame, 12 times as large
+    assert rms(shown[6::12, 6::12], draw("ddim", TIMESTEPS, found["seed"])) < 0.05
+
+
+def test_b_takes_the_nearest_time_that_is_visited(explore):
+    steps = {"dpmpp": 20, "ddim": 15}
+    folder, _ = explore("b", SAMPLING_STEPS=steps, CAPTURE_TIMESTEPS=(59, 0))
+    assert [row["t"] for row in numbers(folder, "reverse_diffusion_demo")["captured"]] == [59, 3]
+
+
+def test_another_seed_in_the_constant_or_on_the_command_line(explore):
+    steps = {"dpmpp": 20, "ddim": 5}
+    folder, _ = explore("b", RANDOM_SEED=7, SAMPLING_STEPS=steps)
+    seven = (folder / "reverse_diffusion_demo.png").read_bytes()
+    assert numbers(folder, "reverse_diffusion_demo")["seed"] == 7
+    explore("b", "--seed", 7, SAMPLING_STEPS=steps)
+    assert (folder / "reverse_diffusion_demo.png").read_bytes() == seven
+    explore("b", SAMPLING_STEPS=steps)
+    assert (folder / "reverse_diffusion_demo.png").read_bytes() != seven
+
+
+# ---- c and d -------------------------------------------------------------------------------------
+
+
+def alpha_bars(schedule, steps=1000):
+    """The three schedules written down again from their papers."""
+    if schedule == "linear":  # Ho 2020
+        betas = np.linspace(1e-4, 0.02, steps)
+    else:
+        t = np.linspace(0, 1, steps + 1)
+        if schedule == "cosine":  # Nichol & Dhariwal 2021
+            curve = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+        else:  # Jabri 2022, from -3 to 3
+            curve = 1 / (1 + np.exp(6 * t - 3)) - 1 / (1 + np.exp(3))
+        curve = curve / curve[0]
+        betas = np.clip(1 - curve[1:] / curve[:-1], 0, 0.999)
+    return np.cumprod(1 - betas)
+
+
+def test_c_alpha_bar_and_snr(everything, data):
+    folder, _ = everything
+    found = numbers(folder, "forward_diffusion_demo")
+    expected = alpha_bars("sigmoid")
+    assert [row["t"] for row in found["captured"]] == [0, 100, 250, 500, 750, 999]
+    for row in found["captured"]:
+        assert row["alpha_bar"] == pytest.approx(expected[row["t"]], rel=2e-3)
+        snr = expected[row["t"]] / (1 - expected[row["t"]])
+        assert row["snr"] == pytest.approx(snr, rel=2e-3)
+    assert found["fabric"].startswith(str(data))
+    frames, _ = film(folder / "forward_diffusion_demo.gif")
+    assert len(frames) == 51
+    first, last = frames[0][8:264:4, 8:264:4], frames[-1][8:264:4, 8:264:4]
+    with Image.open(found["fabric"]) as picture:
+        fabric = np.array(picture.convert("RGB")) / 255
+    assert rms(first, fabric) < 0.03
+    assert abs(np.corrcoef(last.ravel(), fabric.ravel())[0, 1]) < 0.05
+
+
+def test_c_adds_noise_as_the_closed_form_says():
+    x_0 = torch.rand(1, 3, 8, 8) * 2 - 1
+    noise, _ = starting_noise([5], (3, 8, 8))
+    process = build_diffusion(dim=8, dim_mults=(1,), beta_schedule="sigmoid")
+    noised = exercise2.add_noise(process, x_0, 5, (0, 500, 999))
+    assert list(noised) == [0, 500, 999]
+    for t, x_t in noised.items():
+        alpha_bar = alpha_bars("sigmoid")[t]
+        expected = math.sqrt(alpha_bar) * x_0[0] + math.sqrt(1 - alpha_bar) * noise[0]
+        assert (x_t - expected).abs().max() < 1e-5
+
+
+def test_c_takes_another_fabric_with_another_seed(explore):
+    fabrics = set()
+    for seed in range(4):
+        folder, _ = explore("c", "--seed", seed)
+        fabrics.add(numbers(folder, "forward_diffusion_demo")["fabric"])
+    assert len(fabrics) > 1
+
+
+def test_d_three_schedules(everything):
+    folder, _ = everything
+    found = numbers(folder, "noise_schedule_comparison")
+    for schedule in ("linear", "cosine", "sigmoid"):
+        expected = alpha_bars(schedule)
+        rows = {row["t"]: row for row in found[schedule]}
+        assert set(rows) == {0, 100, 250, 499, 500, 750, 999}
+        for t, row in rows.items():
+            assert row["alpha_bar"] == pytest.approx(expected[t], rel=5e-3)
+            before = expected[t - 1] if t else 1
+            assert row["beta"] == pytest.approx(1 - expected[t] / before, rel=5e-3)
+    middle = {name: next(row for row in found[name] if row["t"] == 499)["alpha_bar"]
+              for name in ("linear", "cosine", "sigmoid")}  # fmt: skip
+    assert middle == pytest.approx({"linear": 0.079, "cosine": 0.494, "sigmoid": 0.5}, abs=0.001)
+
+
+def test_without_data_the_network_draws_the_fabric(explore, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("nowhere", "empty"):
+        folder, said = explore("cd", "--data", tmp_path / name)
+        assert f"{tmp_path / name} holds no fabrics ('python -m ddpm_basics.fabrics'" in said.out
+        for figure in ("forward_diffusion_demo", "noise_schedule_comparison"):
+            assert numbers(folder, figure)["fabric"] == "drawn by the network from seed 42"
+
+
+# ---- e -------------------------------------------------------------------------------------------
+
+
+def test_slerp_stays_on_the_sphere():
+    start, end = torch.randn(2, 3, 64, 64).unbind()
+    assert torch.allclose(exercise2.slerp(start, end, 0.0), start, atol=1e-5)
+    assert torch.allclose(exercise2.slerp(start, end, 1.0), end, atol=1e-5)
+    between = exercise2.slerp(start, end, 0.5)
+    assert between.norm() == pytest.approx((start.norm() + end.norm()).item() / 2, rel=0.01)
+    assert ((start + end) / 2).norm() < 0.75 * between.norm(), "a straight line would do as well"
+
+
+def test_e_is_smooth_and_has_no_seam(everything, draw):
+    folder, _ = everything
+    found = numbers(folder, "ddpm_fabric_morph")
+    frames, durations = film(folder / "ddpm_fabric_morph.gif")
+    assert frames.shape == (found["frames"], 192, 192, 3)
+    assert set(durations) == {60}
+    steps = [rms(frame, frames[(i + 1) % len(frames)]) for i, frame in enumerate(frames)]
+    # The GIF's 256 colours and its enlargement move each frame a little.
+    assert max(steps) < found["largest_change"] + 0.03, "a jump, or a seam"
+    assert sum(steps) / len(steps) == pytest.approx(found["mean_change"], abs=0.03)
+    assert rms(frames[0], frames[len(frames) // 2]) > 0.1, "nothing moves"
+    first = draw("dpmpp", QUICK["MORPH_STEPS"], found["seed"])
+    assert rms(frames[0][6::12, 6::12], first) < 0.1, "it does not begin with the first fabric"
+
+    clip = np.stack(list(imageio.mimread(folder / "ddpm_fabric_morph.mp4", memtest=False))) / 255
+    assert clip.shape == frames.shape
+    assert rms(clip[0], frames[0]) < 0.1
+
+
+def test_e_adds_frames_where_the_fabric_changes_fast(explore):
+    changes = {}
+    for aim, frames in ((9.9, 9), (0.0, 14)):
+        folder, said = explore("e", MORPH_CHANGE=aim)
+        found = numbers(folder, "ddpm_fabric_morph")
+        assert found["frames"] == frames
+        assert f"{frames * QUICK['MORPH_STEPS']}/{frames * QUICK['MORPH_STEPS']}" in said.err
+        changes[aim] = found["largest_change"]
+    assert changes[0.0] < changes[9.9]
+
+
+# ---- The command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def cli(serve):
+    return serve("exercise2_explore")
+
+
+def test_every_part_writes_its_files(everything):
+    folder, said = everything
+    drawn = {"exercise2_sampling_comparison", "reverse_diffusion_demo", "forward_diffusion_demo",
+                "noise_schedule_comparison"}  # fmt: skip
+    assert {path.name for path in folder.iterdir()} == {
+        *(f"{name}.png" for name in drawn),
+        *(f"{name}.json" for name in (*drawn, "ddpm_fabric_morph")),
+        "reverse_diffusion_demo.gif", "forward_diffusion_demo.gif", "ddpm_fabric_morph.gif",
+        "ddpm_fabric_morph.mp4",
+    }  # fmt: skip
+    for name in drawn:
+        with Image.open(folder / f"{name}.png") as figure:
+            assert figure.width == 1400
+    facts, *parts, end = said.out.splitlines()
+    assert re.search(r"short\.pt: EMA weights, .* parameters .*; on CPU .* in fp32", facts)
+    assert [line[:13] for line in parts] == [f"Part {part}: wrote" for part in "abcde"]
+    assert "ddpm_fabric_morph.json, " in parts[-1]
+    assert "ddpm_fabric_morph.mp4 in " in parts[-1]
+    assert re.fullmatch(r"Done in \d+\.\d s\.", end)
+    for path in folder.glob("*.json"):
+        record = json.loads(path.read_text())
+        assert (record["seed"], record["precision"]) == (42, "fp32")
+        assert record["device"] == hardware.describe(torch.device("cpu"))
+        assert record["seconds"] > 0
+
+
+def test_started_in_another_folder(data, tmp_path):
+    """As a student starts it: the shipped weights stand beside the script."""
+    command = [sys.executable, str(SCRIPT), "--part", "d", "--data", str(data)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{ROOT / 'models' / 'ddpm_african_fabrics.pt'}: ")
+    assert {path.suffix for path in tmp_path.glob("noise_schedule_comparison.*")} == {
+        ".png", ".json"}  # fmt: skip
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_bad_input(cli, weights, data, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
+    for options, words in {
+        ("--weights", "none.pt"): "none.pt does not exist",
+        ("--data", "broken"): "a.png is no image that can be read",
+        ("--data", "file"): "file is a file, not a folder",
+        ("--data", data, "--output-dir", "file"): "Cannot write into file",
+        ("--precision", "fp16", "--device", "cpu"): "fp16 needs a GPU",
+    }.items():
+        done = cli.run("--part", "c", "--weights", weights, *options, cwd=tmp_path)
+        assert done.code == 1, options
+        assert words in done.sentence, options
+    for options in ("--part z", "--part", "--seed -1", "--device toaster", "stray"):
+        done = cli.run(*options.split(), cwd=tmp_path)
+        assert done.code == 2, options
+        assert "error: " in done.stderr.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "file"]
+
+
+@pytest.mark.parametrize("part", ["a", "b", "e"])
+def test_ctrl_c(cli, tiny_weights, tmp_path, part):
+    """With the script as it is, on a process of 1000 steps, there is time to interrupt it."""
+    run = cli.start("--part", part, "--weights", tiny_weights, cwd=tmp_path)
+    run.wait_until(lambda: f"{part}:   1%" in run.output("stderr"))
+    run.send(signal.SIGINT)
+    done = run.finish()
+    assert done.code == 130
+    assert "Traceback" not in done.stderr
+    assert "Interrupted. The parts that were finished are in ." in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_constants_that_the_lesson_changes_stand_at_the_top():
+    tree = ast.parse(SCRIPT.read_text())
+    first = next(node.lineno for node in tree.body if isinstance(node, ast.ClassDef))
+    names = {node.targets[0].id for node in tree.body
+             if isinstance(node, ast.Assign) and node.lineno < first}  # fmt: skip
+    assert {
+        "RANDOM_SEED",
+        "SAMPLING_STEPS",
+        "MIN_SIGNAL",
+        "NUM_SAMPLES",
+        "MORPH_CHANGE",
+        *QUICK,
+    } <= names
+
+
+def test_all_scripts_draw_with_the_same_bound():
+    scripts = [exercise2, load_script("exercise3_train")]
+    assert {script.MIN_SIGNAL for script in scripts} == {exercise1.MIN_SIGNAL}
+
+
+@pytest.mark.slow
+def test_all_parts_as_they_are_with_a_thousand_steps(cli, data, tmp_path):
+    """The constants untouched: 1000 DDIM steps, 120 frames."""
+    torch.save(Unet(dim=8, dim_mults=(1, 2)).state_dict(), tmp_path / "tiny.pt")
+    done = cli.run("--weights", "tiny.pt", "--data", data, cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    found = numbers(tmp_path, "exercise2_sampling_comparison")
+    assert [row["steps"] for row in found["ddim"]] == [50, 100, 250, 500, 1000]
+
+
+# ---- figures.py ----------------------------------------------------------------------------------
+
+
+def test_numbers_have_the_digits_that_count():
+    values = {3.4e-7: "3e-7", 0.01234: "0.0123", 0.5: "0.5000", 4.561: "4.56", 3333.3: "3,333",
+              0.0009: "9e-4", 999.4: "999", 1e6: "1,000,000"}  # fmt: skip
+    assert {value: figures.number(value) for value in values} == values
+
+
+def test_pixels_and_distances():
+    x = torch.tensor([-3, -1, 0, 0.5, 1, 7], dtype=torch.bfloat16)
+    assert figures.pixels(x).tolist() == [0, 0, 0.5, 0.75, 1, 1]
+    assert figures.pixels(x).dtype == torch.float32
+    assert figures.distance(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.3)) == (
+        pytest.approx(0.3)
+    )
+
+
+def test_curves_leave_out_what_was_not_measured():
+    rows = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": math.nan}, {"step": 3, "loss": 0.25}]
+    assert figures.curve(rows, "loss") == ([1, 3], [0.5, 0.25])

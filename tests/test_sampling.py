@@ -1,0 +1,416 @@
+"""sampling.py in exercise 1's loop: against the library, against the exact answer, and itself."""
+
+import copy
+import itertools
+import json
+import math
+from argparse import Namespace
+
+import pytest
+import torch
+from conftest import ROOT, load_script
+from denoising_diffusion_pytorch import denoising_diffusion_pytorch as library
+from scipy.integrate import solve_ivp
+from tqdm.auto import tqdm
+
+from ddpm_basics.console import UserError
+from ddpm_basics.files import file_digest
+from ddpm_basics.hardware import autocast, prepare_to_sample
+from ddpm_basics.model import build_diffusion, load_weights
+from ddpm_basics.options import WEIGHTS
+from ddpm_basics.sampling import (
+    asinh_times,
+    asked_timesteps,
+    choose_times,
+    even_times,
+    noise_levels,
+    predict_x_0,
+    starting_noise,
+)
+
+exercise1 = load_script("exercise1_generate")
+SHAPE = (3, 16, 16)
+SAMPLERS = ("ddim", "ddpm", "dpmpp")
+
+
+def draw(diffusion, sampler, steps, seeds=range(2), min_signal=0.0):
+    """Draw images with the loop of exercise 1."""
+    options = Namespace(sampler=sampler, steps=steps, min_signal=min_signal)
+    return exercise1.draw(diffusion, list(seeds), options, tqdm(disable=True))
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_weights):
+    """A tiny network that has learned something, so that its x_0 is not clipped everywhere."""
+    return load_weights(tiny_weights)[0]
+
+
+@pytest.fixture
+def quick(monkeypatch, trained):
+    """The same process around the perfect network for pixels of one colour: quick at 1000 steps."""
+
+    def forward(x_t, times, x_self_cond=None):
+        levels = trained.sqrt_alphas_cumprod, trained.sqrt_one_minus_alphas_cumprod
+        alpha, sigma = (level[times].reshape(-1, 1, 1, 1) for level in levels)
+        return sigma * (x_t - alpha * 0.3) / ((alpha * 0.25) ** 2 + sigma**2)
+
+    monkeypatch.setattr(trained.model, "forward", forward)
+    return trained
+
+
+@pytest.fixture
+def visited(monkeypatch):
+    """Fills with (t, x_t, x_0) at every step of the loop."""
+    seen = []
+
+    def note(diffusion, levels, x_t, t, asked):
+        x_0 = predict_x_0(diffusion, levels, x_t, t, asked)
+        seen.append((t, x_t, x_0))
+        return x_0
+
+    monkeypatch.setattr(exercise1, "predict_x_0", note)
+    return seen
+
+
+# ---- Against the library -------------------------------------------------------------------------
+
+
+def library_sample(monkeypatch, diffusion, steps, eta=0.0):
+    """The library's own sample(), made to start from our x_T and to take our images' noise."""
+    x_T, generators = starting_noise(range(2), SHAPE)
+    real_randn = torch.randn
+    monkeypatch.setattr(diffusion, "sampling_timesteps", steps)
+    monkeypatch.setattr(diffusion, "is_ddim_sampling", steps < diffusion.num_timesteps)
+    monkeypatch.setattr(diffusion, "ddim_sampling_eta", eta)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randn", lambda *_, **__: x_T.clone())
+        patch.setattr(torch, "randn_like", lambda _: torch.stack(
+            [real_randn(SHAPE, generator=generator) for generator in generators]))  # fmt: skip
+        return diffusion.sample(batch_size=len(x_T))
+
+
+@pytest.mark.parametrize(
+    ("network", "sampler", "steps", "eta"),
+    [("trained", "ddim", 50, 0), ("quick", "ddim", 250, 0), ("trained", "ddpm", 50, 1),
+     ("quick", "ddpm", 1000, 0)],
+)  # fmt: skip
+def test_samplers_equal_the_library(monkeypatch, request, network, sampler, steps, eta):
+    """DDIM; ancestral sampling, which with fewer than all the steps is DDIM with eta = 1."""
+    diffusion = request.getfixturevalue(network)
+    expected = library_sample(monkeypatch, diffusion, steps, eta)
+    images = draw(diffusion, sampler, steps)
+    assert (images - expected).abs().max() < 1e-4
+    assert images.std() > 0.05, "a constant image would agree as well"
+
+
+def test_ddim_takes_all_the_steps_without_any_noise(quick):
+    """The library, asked for all the steps, takes ancestral ones."""
+    most, again, fewer = (draw(quick, "ddim", steps) for steps in (1000, 1000, 500))
+    assert torch.equal(most, again)
+    assert (most - fewer).abs().mean() < 0.002, "more steps lead to another image"
+    assert most.std() > 0.05
+
+
+@pytest.mark.parametrize("objective", ["pred_noise", "pred_v", "pred_x0"])
+def test_x_0_equals_the_library_for_every_objective(trained, objective):
+    diffusion = build_diffusion(8, (1, 2), 3, 16, objective=objective).eval()
+    diffusion.model.load_state_dict(trained.model.state_dict())
+    x_T, _ = starting_noise(range(2), SHAPE)
+    for t in (0, 400, 999):
+        times = torch.full((len(x_T),), t)
+        with torch.inference_mode():
+            expected = diffusion.model_predictions(x_T, times, clip_x_start=True).pred_x_start
+            x_0 = predict_x_0(diffusion, noise_levels(diffusion), x_T, t, 1000)
+        # At t = 999 both divide by alpha_t = 0.0005, and their rounding grows with it.
+        assert (x_0 - expected).abs().max() < (1e-3 if t == 999 else 1e-4)
+
+
+# ---- Convergence, where the answer is known ------------------------------------------------------
+
+MEANS = torch.tensor([[-0.5, 0.3], [0.5, 0.4], [0.1, -0.5]], dtype=torch.float64)
+SHARES = torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64)
+SPREAD = 0.15
+
+
+class ExactMixture:
+    """The perfect network for images of two pixels that follow a mixture of three Gaussians."""
+
+    objective, channels, image_size = "pred_noise", 2, (1, 1)
+
+    def __init__(self, timesteps=10_000):  # so many that the grid is finer than any error
+        self.betas = library.linear_beta_schedule(timesteps)
+        alphas_cumprod = torch.cumprod(1 - self.betas, 0)
+        self.num_timesteps = timesteps
+        self.sqrt_alphas_cumprod = alphas_cumprod.sqrt()
+        self.sqrt_one_minus_alphas_cumprod = (1 - alphas_cumprod).sqrt()
+
+    def x_0(self, x_t, alpha, sigma):
+        """E[x_0 | x_t] for points x_t [n, 2]: each Gaussian's own, weighted by its likelihood."""
+        variance = (alpha * SPREAD) ** 2 + sigma**2
+        distance = ((x_t[:, None] - alpha * MEANS) ** 2).sum(-1)
+        share = (SHARES.log() - distance / (2 * variance)).softmax(-1)
+        means = (MEANS * sigma**2 + alpha * SPREAD**2 * x_t[:, None]) / variance
+        return (share[..., None] * means).sum(1)
+
+    def model(self, x_t, times):
+        """The noise in images [n, 2, 1, 1] at times [n], in float64."""
+        assert x_t.dtype == torch.float64, "the sampler has dropped precision"
+        alpha = self.sqrt_alphas_cumprod[times[0]]
+        sigma = self.sqrt_one_minus_alphas_cumprod[times[0]]
+        flat = x_t.flatten(1)
+        return ((flat - alpha * self.x_0(flat, alpha, sigma)) / sigma).reshape(x_t.shape)
+
+    def exact(self, x_T):
+        """Follow the probability-flow ODE, d(x/sigma)/d(lambda) = e^lambda x_0, to t = 0."""
+
+        def level(log_snr):
+            alpha, sigma = (1 / math.sqrt(1 + math.exp(sign * 2 * log_snr)) for sign in (-1, 1))
+            return alpha, sigma
+
+        def slope(log_snr, ratio):
+            alpha, sigma = level(log_snr)
+            points = torch.tensor(ratio).reshape(-1, 2) * sigma
+            return (alpha / sigma * self.x_0(points, alpha, sigma)).flatten().numpy()
+
+        log_snr = (self.sqrt_alphas_cumprod / self.sqrt_one_minus_alphas_cumprod).log()
+        start = (x_T.flatten(1) / self.sqrt_one_minus_alphas_cumprod[-1]).flatten().numpy()
+        path = solve_ivp(
+            slope, (log_snr[-1], log_snr[0]), start, method="DOP853", rtol=1e-10, atol=1e-11
+        )
+        alpha, sigma = level(log_snr[0])
+        return self.x_0(torch.tensor(path.y[:, -1]).reshape(-1, 2) * sigma, alpha, sigma)
+
+
+def double_noise(seeds, shape):
+    x_T, generators = starting_noise(seeds, shape)
+    return x_T.double(), generators
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """What 64 points of noise become, without any error of a sampler."""
+    return ExactMixture().exact(double_noise(range(64), (2, 1, 1))[0])
+
+
+@pytest.fixture
+def error(monkeypatch, exact):
+    """error(sampler, steps): the root mean square distance to the exact answer."""
+    monkeypatch.setattr(exercise1, "starting_noise", double_noise)
+
+    def measure(sampler, steps, min_signal=0.0, network=None):
+        images = draw(network or ExactMixture(), sampler, steps, range(64), min_signal)
+        assert images.dtype == torch.float64
+        return (images.flatten(1) * 2 - 1 - exact).square().mean().sqrt().item()
+
+    return measure
+
+
+def test_the_exact_answer_is_on_the_mixture(exact):
+    nearest = torch.cdist(exact, MEANS).min(1)
+    assert nearest.values.mean() < 2 * SPREAD
+    assert len(nearest.indices.unique()) == len(MEANS)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "step_counts", "low", "high", "last"),
+    [("ddim", (20, 40, 80, 160, 320), 0.8, 1.25, 0.01),
+     ("dpmpp", (20, 40, 80, 160), 1.8, 2.6, 1e-3)],
+)  # fmt: skip
+def test_order_of_convergence(error, sampler, step_counts, low, high, last):
+    """Fits error = c * steps^-order: first order for DDIM, second for DPM-Solver++."""
+    errors = [error(sampler, steps) for steps in step_counts]
+    x, y = (torch.tensor(values).double().log() for values in (step_counts, errors))
+    order = -((x - x.mean()) @ (y - y.mean()) / (x - x.mean()).square().sum())
+    assert low < order < high, errors
+    assert errors[-1] < last
+
+
+def test_dpmpp_beats_ddim_with_far_fewer_steps(error):
+    """As exercise 1 draws: with its number of steps, and without asking in nearly pure noise."""
+    steps, min_signal = exercise1.SAMPLING_STEPS["dpmpp"], exercise1.MIN_SIGNAL
+    assert error("dpmpp", steps, min_signal) < error("ddim", 5 * steps // 2, min_signal)
+    assert error("dpmpp", 2 * steps, min_signal) < error("ddim", 10 * steps, min_signal)
+
+
+# ---- Where next to nothing is to be seen ---------------------------------------------------------
+
+
+class BlindInNoise(ExactMixture):
+    """Exact, but for a small error of the noise wherever alpha is below 0.03."""
+
+    def model(self, x_t, times):
+        noise = super().model(x_t, times)
+        return noise + 0.3 * (self.sqrt_alphas_cumprod[times[0]] < 0.03)
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 400), ("dpmpp", 40)])
+def test_min_signal_keeps_errors_in_pure_noise_out(error, sampler, steps):
+    spoilt, spared = (error(sampler, steps, bound, BlindInNoise()) for bound in (0, 0.03))
+    assert spared == error(sampler, steps, 0.03), "it was asked all the same"
+    assert spared < spoilt / 3
+    assert spared < 0.005, "what min_signal itself costs an exact network"
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 12, 1000])
+def test_below_min_signal_the_network_is_not_asked(monkeypatch, quick, visited, sampler, steps):
+    network, asked = quick.model.forward, []
+
+    def spy(x_t, times):
+        asked.append(times[0].item())
+        return network(x_t, times)
+
+    monkeypatch.setattr(quick.model, "forward", spy)
+    draw(quick, sampler, steps, [0], min_signal=0.03)
+    alpha, _ = noise_levels(quick)
+    assert len(visited) == steps
+    assert asked == [t for t, _, _ in visited if alpha[t] >= 0.03]
+    assert all((x_0 == 0).all() for t, _, x_0 in visited if alpha[t] < 0.03)
+    if steps > 1:
+        assert visited[0][0] == 999
+        assert max(asked) == 996
+        assert len(asked) == min(steps - 1, 997)
+
+
+def test_no_line_leads_through_what_the_network_has_not_seen(monkeypatch, quick):
+    real_step, lines = exercise1.dpmpp_step, []
+
+    def step(levels, x_t, x_0, t, s, last):
+        lines.append((t, last[1] if last else None))
+        return real_step(levels, x_t, x_0, t, s, last)
+
+    monkeypatch.setattr(exercise1, "dpmpp_step", step)
+    draw(quick, "dpmpp", 6, min_signal=0.03)
+    times = [t for t, _ in lines]
+    assert times[:2] == [999, 996]
+    assert [last for _, last in lines] == [None, None, *times[1:-1]]
+
+
+def test_networks_that_divide_by_nothing_are_always_asked(trained):
+    assert asked_timesteps(trained, 0) == 1000
+    assert asked_timesteps(trained, 0.03) == 997
+    for objective in ("pred_v", "pred_x0"):
+        diffusion = build_diffusion(8, (1, 2), 3, 16, objective=objective)
+        assert asked_timesteps(diffusion, 0.03) == 1000
+
+
+# ---- What all samplers promise -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 12])
+def test_steps_shapes_and_ranges(trained, visited, sampler, steps):
+    images = draw(trained, sampler, steps)
+    times = [t for t, _, _ in visited]
+    assert len(times) == steps
+    assert times[0] == 999
+    assert all(later < earlier for earlier, later in itertools.pairwise(times))
+    for _, x_t, x_0 in visited:
+        assert x_t.shape == x_0.shape == images.shape == (2, *SHAPE)
+        assert x_0.abs().max() <= 1
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_image_does_not_depend_on_its_company(trained, sampler):
+    together = draw(trained, sampler, 12, range(16))
+    alone = torch.cat([draw(trained, sampler, 12, [seed]) for seed in (3, 0, 15)])
+    assert (together[[3, 0, 15]] - alone).abs().max() < 1e-4
+    assert (together[0] - together[1]).abs().mean() > 0.01, "all images are the same"
+
+
+def test_one_row_of_time_serves_all_images(monkeypatch, quick):
+    """Products of one row and of several are rounded differently: in bf16 by a grey level."""
+    network, rows = quick.model.forward, set()
+
+    def spy(x_t, times):
+        rows.add(tuple(times.shape))
+        return network(x_t, times)
+
+    monkeypatch.setattr(quick.model, "forward", spy)
+    draw(quick, "ddim", 5, range(16))
+    assert rows == {(1,)}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_bf16_is_for_the_network_alone(monkeypatch, trained, visited, sampler):
+    expected = draw(trained, sampler, 20)
+    visited.clear()
+    cpu, diffusion, inside = torch.device("cpu"), copy.deepcopy(trained), set()
+    prepare_to_sample(diffusion, cpu, "bf16")
+    network = diffusion.model.forward
+
+    def spy(x_t, times):
+        output = network(x_t, times)
+        inside.add(output.dtype)
+        return output
+
+    monkeypatch.setattr(diffusion.model, "forward", spy)
+    with autocast(cpu, "bf16"):
+        images = draw(diffusion, sampler, 20)
+    assert inside == {torch.bfloat16}
+    assert {x.dtype for _, x_t, x_0 in visited for x in (x_t, x_0)} == {torch.float32}
+    assert images.dtype == torch.float32
+    assert 0 < (images - expected).abs().mean() < 0.02
+
+
+def test_starting_noise_depends_on_the_seed_alone():
+    together, _ = starting_noise(range(10, 15), SHAPE)
+    alone, (generator,) = starting_noise([12], SHAPE)
+    assert torch.equal(together[2], alone[0])
+    assert abs(together.mean()) < 0.05
+    assert 0.95 < together.std() < 1.05
+    assert not torch.equal(torch.randn(SHAPE, generator=generator), alone[0])
+
+
+# ---- Lists of times ------------------------------------------------------------------------------
+
+
+def test_dpmpp_takes_its_times_evenly_in_the_asinh_of_lambda():
+    """Up to the interval that crosses what cannot be seen; and one more would reach t = 0."""
+    levels = noise_levels(ExactMixture())
+    *times, end = asinh_times(levels, 20)
+    assert (times[0], end) == (9_999, -1)
+    places = [math.asinh((levels.log_snr(t) + 1.7) / 1.8) for t in [*times[2:], 0]]
+    gaps = torch.tensor(places).diff()
+    assert gaps.mean() > 0.1
+    assert gaps.max() - gaps.min() < 0.1 * gaps.mean(), "what moving to the nearest t brings"
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
+@pytest.mark.parametrize("timesteps", [10, 1000])
+def test_every_number_of_steps_has_its_times(schedule, timesteps):
+    diffusion = build_diffusion(8, (1, 2), 3, 16, timesteps, beta_schedule=schedule)
+    levels = noise_levels(diffusion)
+    for steps in {1, 2, 3, 4, 5, 9, 20, 50, 333, 900, 999, timesteps}:
+        if steps > timesteps:
+            continue
+        for times in (
+            even_times(levels, steps),
+            asinh_times(levels, steps),
+            choose_times(levels, steps, timesteps - 3, even_times),
+            choose_times(levels, steps, timesteps - 3, asinh_times),
+        ):
+            assert len(times) == steps + 1
+            assert times[0] == timesteps - 1 or steps == 1
+            assert times[-1] == -1
+            assert all(later < earlier for earlier, later in itertools.pairwise(times))
+
+
+def test_more_steps_than_timesteps_are_refused(trained):
+    for spread in (even_times, asinh_times):
+        with pytest.raises(UserError, match=r"^1001 steps are too many: the model has 1000"):
+            choose_times(noise_levels(trained), 1001, 997, spread)
+
+
+def test_the_default_number_of_steps_is_enough():
+    """Exercise 1 takes as many as the measurement on the shipped weights supports."""
+    record = json.loads((ROOT / "training_results" / "reference" / "samplers.json").read_text())
+    shipped = file_digest(ROOT / WEIGHTS)
+    assert record["weights"] == shipped, "other weights: run tests/benchmarks/measure_samplers.py"
+    distance = {(row["sampler"], row["steps"]): row["distance"] for row in record["rows"]}
+    ours = distance["DPM-Solver++", exercise1.SAMPLING_STEPS["dpmpp"]]
+    assert ours <= distance["DDIM", 250]
+    assert record["images"] >= 64
+    assert record["min_signal"] == exercise1.MIN_SIGNAL

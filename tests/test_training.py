@@ -1,0 +1,302 @@
+"""training.py and the step of exercise 3: the library's loss, and numbers of (seed, step) alone."""
+
+import copy
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import load_script
+from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+from denoising_diffusion_pytorch import denoising_diffusion_pytorch as library
+
+from ddpm_basics.model import SCHEDULES, build_diffusion
+from ddpm_basics.options import OBJECTIVES
+from ddpm_basics.training import (
+    BINS,
+    FIXED_IMAGES,
+    MAX_NOISY_WEIGHT,
+    draw_numbers,
+    fixed_losses,
+    fixed_timesteps,
+    learning_rate,
+    loss_weights,
+    spread,
+    thrifty_norms,
+)
+
+ex3 = load_script("exercise3_train")
+CPU = torch.device("cpu")
+
+
+def tiny_diffusion(**choices):
+    torch.manual_seed(0)
+    return build_diffusion(dim=8, dim_mults=(1, 2), image_size=8, **choices)
+
+
+def numbers_of(step, seed=7, count=8, images=120, size=4):
+    return draw_numbers(seed, step, count, torch.Size((images, 3, size, size)), 1000, CPU)
+
+
+# ---- The loss ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("min_snr", [False, True])
+def test_loss_and_gradients_equal_the_librarys_forward(schedule, objective, min_snr):
+    torch.manual_seed(0)
+    unet = Unet(dim=8, dim_mults=(1, 2), channels=3, flash_attn=False)
+    stock = GaussianDiffusion(unet, image_size=8, timesteps=1000, objective=objective,
+                              beta_schedule=schedule, min_snr_loss_weight=min_snr)  # fmt: skip
+    images = torch.rand(16, 3, 8, 8)
+    torch.manual_seed(1)
+    expected = stock(images)
+    expected.backward()
+    gradients = [p.grad.clone() for p in unet.parameters()]
+
+    ours = build_diffusion(8, (1, 2), image_size=8, objective=objective, beta_schedule=schedule)
+    weights = loss_weights(ours, min_snr, snr_plus_one=False)
+    assert torch.allclose(weights, stock.loss_weight, rtol=1e-3)  # theirs are of fp64 numbers
+    ours.model.load_state_dict(unet.state_dict())
+    ours.to(memory_format=torch.channels_last)
+    torch.manual_seed(1)  # as the library draws them
+    t, noise = torch.randint(1000, (16,)), torch.randn(16, 3, 8, 8)
+    losses = ex3.denoising_loss(ours, ours.model, weights, images * 2 - 1, t, noise)
+    losses.mean().backward()
+    assert losses.shape == (16,)
+    assert losses.mean().item() == pytest.approx(expected.item(), rel=1e-4 if min_snr else 1e-6)
+    for gradient, parameter in zip(gradients, ours.model.parameters(), strict=True):
+        error = (gradient - parameter.grad).norm() / gradient.norm().clamp(min=1e-12)
+        assert error < 1e-4
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_snr_plus_one_makes_it_the_error_of_v(objective):
+    """Whatever the network predicts: the loss is the squared error of v that the library finds."""
+    diffusion = tiny_diffusion(objective=objective)
+    before = diffusion.loss_weight.clone()
+    weights = loss_weights(diffusion, min_snr=False, snr_plus_one=True)
+    x_0, noise, t = torch.rand(32, 3, 8, 8), torch.randn(32, 3, 8, 8), torch.arange(32) * 30
+    with torch.no_grad():
+        losses = ex3.denoising_loss(diffusion, diffusion.model, weights, x_0, t, noise)
+        guess = diffusion.model_predictions(diffusion.q_sample(x_0, t, noise), t)
+        v = diffusion.predict_v(guess.pred_x_start, t, guess.pred_noise)
+        error = (v - diffusion.predict_v(x_0, t, noise)).square().mean(dim=(1, 2, 3))
+    assert losses.tolist() == pytest.approx(error.tolist(), rel=2e-3)
+    assert (weights / before).max() == pytest.approx(MAX_NOISY_WEIGHT)
+    assert torch.equal(diffusion.loss_weight, before), "it tells the objective of a weight file"
+
+
+def test_bf16_loss_is_within_two_percent():
+    diffusion = tiny_diffusion()
+    x_0, noise, t = torch.rand(32, 3, 8, 8), torch.randn(32, 3, 8, 8), torch.arange(32) * 31
+    inputs = (diffusion, diffusion.model, diffusion.loss_weight, x_0, t, noise)
+    exact = ex3.denoising_loss(*inputs).mean()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        reduced = ex3.denoising_loss(*inputs).mean()
+    assert reduced.dtype == torch.float32
+    assert reduced.item() == pytest.approx(exact.item(), rel=0.02)
+
+
+def test_learning_rate_schedule():
+    options = SimpleNamespace(lr=1e-3, lr_final=1e-4, warmup_steps=10, steps=110)
+    expected = {1: 1e-4, 5: 5e-4, 10: 1e-3, 60: 5.5e-4, 110: 1e-4, 200: 1e-4}
+    for step, rate in expected.items():
+        assert learning_rate(step, options) == pytest.approx(rate)
+    options = SimpleNamespace(lr=2e-4, lr_final=None, warmup_steps=0, steps=10)
+    assert {learning_rate(step, options) for step in (1, 10, 500)} == {2e-4}
+
+
+def test_a_plain_network_learns_a_plain_data_set():
+    """After 100 steps on one colour it errs half as much as x_t taken for the noise, or less."""
+    diffusion = tiny_diffusion()
+    images = torch.full((100, 3, 8, 8), 128, dtype=torch.uint8)
+    optimizer = torch.optim.Adam(diffusion.model.parameters(), lr=5e-3)
+
+    def loss_on(numbers):
+        batch = ex3.make_batch(images, numbers, slice(None))
+        return ex3.denoising_loss(diffusion, diffusion.model, diffusion.loss_weight, *batch).mean()
+
+    for step in range(1, 101):
+        loss_on(numbers_of(step, images=100, size=8)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    numbers = numbers_of(1, seed=1, count=64, images=100, size=8)
+    with torch.no_grad():
+        final = loss_on(numbers)
+    x_0, t, noise = ex3.make_batch(images, numbers, slice(None))
+    assert final < 0.5 * F.mse_loss(diffusion.q_sample(x_0, t, noise), noise)
+
+
+# ---- Norms that save memory ----------------------------------------------------------------------
+
+
+def in_bf16(network, images, called=lambda tensor: tensor):
+    """Run a copy (as the EMA makes one) on so many images; `called` sees what is kept."""
+    unet, dtypes = copy.deepcopy(network), set()
+    for norm in unet.modules():
+        if isinstance(norm, library.RMSNorm):
+            norm.register_forward_hook(lambda module, x, y: dtypes.add(y.dtype))
+    with (
+        torch.autograd.graph.saved_tensors_hooks(called, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+    ):
+        unet(torch.zeros(images, 3, 8, 8), torch.zeros(images).long())
+    return dtypes
+
+
+def bytes_kept_per_image(network):
+    """What the forward pass keeps for the backward pass; weights do not grow with the batch."""
+    kept = []
+    for images in (1, 2):
+        blocks = {}
+
+        def keep(tensor, blocks=blocks):
+            storage = tensor.untyped_storage()
+            blocks[storage.data_ptr()] = storage  # also keeps the place from being used again
+            return tensor
+
+        in_bf16(network, images, keep)
+        kept.append(sum(storage.nbytes() for storage in blocks.values()))
+    return kept[1] - kept[0]
+
+
+def test_thrifty_norms_change_dtype_and_memory_and_nothing_else():
+    torch.manual_seed(0)
+    theirs = Unet(dim=64, dim_mults=(1,), channels=3, flash_attn=False)
+    with torch.no_grad():
+        for parameter in theirs.parameters():  # gains that are not all one
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    ours = copy.deepcopy(theirs)
+    thrifty_norms(ours)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    x_t, t = torch.randn(4, 3, 8, 8), torch.arange(4) * 300
+    with torch.no_grad():
+        assert torch.allclose(ours(x_t, t), theirs(x_t, t), rtol=1e-4, atol=1e-5)
+    assert in_bf16(theirs, 1) == {torch.float32}
+    assert in_bf16(ours, 1) == {torch.bfloat16}
+    assert bytes_kept_per_image(ours) < 0.85 * bytes_kept_per_image(theirs)
+
+
+# ---- Random numbers ------------------------------------------------------------------------------
+
+
+def test_the_numbers_of_a_step_follow_from_seed_and_step_alone():
+    torch.manual_seed(0)
+    first, state = numbers_of(5, count=64), torch.get_rng_state()
+    torch.manual_seed(1)
+    numbers_of(4, count=64)
+    for a, b in zip(first, numbers_of(5, count=64), strict=True):
+        assert torch.equal(a, b)
+    torch.manual_seed(0)
+    assert torch.equal(torch.get_rng_state(), state), "the global generator was touched"
+    for other in (numbers_of(6, count=64), numbers_of(5, count=64, seed=8)):
+        for a, b in zip(first, other, strict=True):
+            assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 16])
+def test_a_step_may_be_cut_anyhow(rows):
+    """Into so many rows for each process and pass: together they are the whole batch."""
+    images, numbers = torch.randint(0, 256, (120, 3, 4, 4), dtype=torch.uint8), numbers_of(3, 16)
+    parts = [ex3.make_batch(images, numbers, slice(i, i + rows)) for i in range(0, 16, rows)]
+    whole = ex3.make_batch(images, numbers, slice(None))
+    for column, expected in zip(zip(*parts, strict=True), whole, strict=True):
+        assert torch.equal(torch.cat(column), expected)
+
+
+@pytest.mark.parametrize("count", [8, 32, 250])
+def test_every_image_comes_once_per_pass(count):
+    """Also where a pass ends within a step, or a step takes more than two passes."""
+    steps = range(1, math.ceil(360 / count) + 1)
+    seen = torch.cat([numbers_of(step, count=count).picked for step in steps]).tolist()
+    passes = [seen[i : i + 120] for i in (0, 120, 240)]
+    assert all(sorted(one) == list(range(120)) for one in passes)
+    assert passes[0] != passes[1] != passes[2]
+    far = numbers_of(10_000_000, count=count).picked  # no pass before it is drawn
+    assert len(far) == count
+
+
+def test_batches_hold_the_images_half_of_them_mirrored():
+    images = torch.arange(120, dtype=torch.uint8).reshape(120, 1, 1, 1).repeat(1, 3, 4, 4)
+    images[..., 0] = 255  # a mirrored image ends bright
+    numbers = numbers_of(1, count=1200)
+    x_0, _, _ = ex3.make_batch(images, numbers, slice(None))
+    mirrored = x_0[:, 0, 0, -1] == 1
+    assert torch.equal(mirrored, numbers.flip)
+    assert 0.45 < mirrored.float().mean() < 0.55
+    assert torch.equal(((x_0[:, 0, 0, 1] + 1) * 127.5).round().long(), numbers.picked)
+    assert x_0.min() == -1
+    assert x_0.max() == 1
+
+
+def test_t_is_uniform_and_noise_standard_normal():
+    numbers = [numbers_of(step, count=500, size=8) for step in range(1, 21)]
+    t = torch.cat([one.t for one in numbers])
+    counts = torch.bincount(t * 20 // 1000, minlength=20)
+    assert len(counts) == 20
+    assert ((counts - 500) ** 2 / 500).sum() < 43.8  # chi-square, 19 degrees: one in 1,000
+    noise = torch.cat([one.noise for one in numbers]).flatten(1)
+    for power, moment in {1: 0, 2: 1, 3: 0, 4: 3}.items():
+        assert noise.pow(power).mean() == pytest.approx(moment, abs=0.05)
+    correlation = (noise[:2000] @ noise[:2000].T / noise.shape[1]).fill_diagonal_(0)
+    assert correlation.abs().max() < 0.6  # no two examples share their noise
+
+
+# ---- Fixed losses --------------------------------------------------------------------------------
+
+
+def test_fixed_images_come_from_every_folder():
+    chosen = spread(torch.arange(1059))
+    assert len(chosen) == FIXED_IMAGES
+    counts = torch.bincount(chosen * 12 // 1059, minlength=12)  # twelve traditions in a row
+    assert counts.min() >= 8
+    assert counts.max() <= 9
+    assert spread(torch.arange(12)).tolist() == list(range(12))
+
+
+def test_fixed_timesteps_fill_their_bins():
+    t = fixed_timesteps(FIXED_IMAGES, 1000)
+    for b in range(BINS):
+        assert (t[b::BINS] // 100 == b).all()
+        assert t[b::BINS].sort().values.diff().max() <= 20, "they are all in one corner"
+
+
+def test_fixed_losses_are_the_same_at_every_call():
+    diffusion = tiny_diffusion()
+    images = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8)
+    first = fixed_losses(diffusion, images, 42, 8, "fp32")
+    torch.manual_seed(9)
+    assert fixed_losses(diffusion, images, 42, 8, "fp32") == first
+    assert fixed_losses(diffusion, images, 42, 40, "fp32") == pytest.approx(first, rel=1e-4)
+    assert fixed_losses(diffusion, images, 42, 8, "bf16") == pytest.approx(first, rel=0.02)
+    assert fixed_losses(diffusion, images, 43, 8, "fp32") != first
+    assert len(set(first)) == BINS
+
+
+class Oracle(torch.nn.Module):
+    """Knows that every image is x_0, and answers what the objective asks for."""
+
+    def __init__(self, diffusion, x_0):
+        super().__init__()
+        self.process, self.x_0 = [diffusion], x_0  # in a list: not a part of this module
+
+    def forward(self, x_t, t):
+        diffusion, x_0 = self.process[0], torch.full_like(x_t, self.x_0)
+        noise = diffusion.predict_noise_from_start(x_t, t, x_0)
+        v = diffusion.predict_v(x_0, t, noise)
+        return {"pred_noise": noise, "pred_x0": x_0, "pred_v": v}[diffusion.objective]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_fixed_losses_are_errors_of_the_noise_for_every_objective(objective):
+    diffusion = tiny_diffusion(objective=objective)
+    images = torch.full((100, 3, 8, 8), 51, dtype=torch.uint8)  # -0.6
+    diffusion.model = Oracle(diffusion, -0.6)
+    assert max(fixed_losses(diffusion, images, 42, 50, "fp32")) < 1e-4
+    if objective == "pred_noise":
+        diffusion.model.forward = lambda x_t, t: torch.zeros_like(x_t)
+        nothing = fixed_losses(diffusion, images, 42, 50, "fp32")
+        assert nothing == pytest.approx([1] * BINS, abs=0.15)
