@@ -224,7 +224,7 @@ def part_e(lab: Lab, path: Path) -> dict[str, Any]:
             gaps = [(figures.distance(frames[a], frames[b % MORPH_FABRICS]), (a + b) / 2)
                     for a, b in pairwise([*sorted(frames), MORPH_FABRICS])]  # fmt: skip
             wanted = [middle for gap, middle in sorted(gaps, reverse=True) if gap > MORPH_CHANGE]
-            wanted = wanted[: most - len(frames)]
+            wanted = wanted[: max(0, most - len(frames))]
     figures.film_morph(path, [frames[place] for place in sorted(frames)], MORPH_PIXELS, 60)
     change = [gap for gap, _ in gaps]
     return {"fabrics": MORPH_FABRICS, "frames": len(frames), "steps_per_frame": MORPH_STEPS,
