@@ -11,7 +11,8 @@ copyright = "the authors of the course, MIT licence"
 version = release = "12.3.1"
 language = "en"
 
-extensions = ["sphinx_design", "sphinx_copybutton", "mathml", "measured", "lesson_parts"]
+extensions = ["sphinx_design", "sphinx_copybutton", "mathml", "measured", "lesson_parts",
+              "bundle"]  # fmt: skip
 exclude_patterns = ["_build"]
 math_number_all = False
 math_eqref_format = "({number})"

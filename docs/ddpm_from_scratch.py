@@ -208,7 +208,9 @@ def load_images(folder: str, size: int) -> torch.Tensor:
     """Read all pictures of a folder and its subfolders as [n, 3, size, size] in [-1, 1]."""
     files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in {".png", ".jpg"})
     if not files:
-        raise SystemExit(f"Error: no pictures in {folder}: run python -m ddpm_basics.fabrics first.")
+        raise SystemExit(
+            f"Error: no pictures in {folder}: python -m ddpm_basics.fabrics draws some."
+        )
     small = [Image.open(f).convert("RGB").resize((size, size), Image.Resampling.BOX) for f in files]
     return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
