@@ -39,13 +39,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from denoising_diffusion_pytorch import GaussianDiffusion
-from ema_pytorch import EMA
 from torch import Tensor
 
-from ddpm_basics import data, runs, training
+from ddpm_basics import data, losses, runs, training
 from ddpm_basics.console import UserError, duration, run_command
 from ddpm_basics.hardware import autocast, keep_freed_memory, pick_device, pick_precision
 from ddpm_basics.images import decode, save_picture, tile
+from ddpm_basics.interrupts import StopRequest
 from ddpm_basics.model import build_diffusion, load_weights
 from ddpm_basics.options import train_options
 from ddpm_basics.runs import Run
@@ -71,18 +71,18 @@ LOG_EVERY = 50  # steps between rows of losses.csv and looks at the loss
 RESULTS_DIR = "training_results"  # checkpoints, samples, losses.csv
 WEIGHTS_OUT = "models/ddpm_african_fabrics.pt"  # EMA weights at the end of the run
 
-# What the module keeps fixed; --quick and the tests use smaller networks.
+# The network and its training, as the course has them.
 DIM = 64  # channels at full resolution
 DIM_MULTS = (1, 2, 4, 8)  # channel multipliers, one per resolution
 TIMESTEPS = 1000  # T, length of the diffusion process
 ADAM_BETAS = (0.9, 0.99)  # the library's choice: a shorter memory for the second moment
 MAX_GRADIENT_NORM = 1.0  # gradients are scaled down to this L2 norm
-EMA_DECAY = 0.9999  # upper bound; the average warms up as 1 - step^(-2/3)
+EMA_DECAY = 0.9999  # upper bound of 1 - step^(-2/3), reached after a million steps
 
 # The progress samples.
 NUM_SAMPLES = 16  # images
 SAMPLING_STEPS = 15  # of DPM-Solver++
-MIN_SIGNAL = 0.03  # alpha_t below which the network is not asked
+MIN_SIGNAL = 0.03  # root of alpha-bar below which the network is not asked
 
 # --quick: these settings instead, and output paths of its own. Many small steps of a narrow network
 # that predicts v (Salimans & Ho 2022). Side by side, in the same time, multipliers of 1-2-4-8 got
@@ -115,7 +115,7 @@ def verify(options: argparse.Namespace) -> None:
             f"{options.data} holds {len(good)} readable images, and training needs at least "
             f"{data.MIN_IMAGES}."
         )
-    chosen = [good[int((i + 0.5) * len(good) / 9)] for i in range(9)]  # from all subfolders
+    chosen = [good[int((i + 0.5) * len(good) / 9)] for i in range(9)]  # evenly spread
     pictures = [decode(path, options.image_size) for path in chosen]
     title = f"9 of {len(good)} training images"
     save_picture(tile(pictures, cell=160, title=title), Path("training_samples_grid.png"))
@@ -145,13 +145,14 @@ def make_batch(
 
 
 def denoising_loss(
-    diffusion: GaussianDiffusion, network: torch.nn.Module, weights: Tensor, x_0: Tensor,
+    diffusion: GaussianDiffusion, network: torch.nn.Module, weight: Tensor, x_0: Tensor,
     t: Tensor, noise: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Return the simple loss of Ho et al. (2020), equation 14, one value per image, (n,).
+    """Return the squared error of what the network predicts, weighted, per image: (n,).
 
-    `network` is diffusion.model, possibly wrapped for several processes; `weights` (T,) are those
-    of training.loss_weights. With the library's own the mean equals its `p_losses`.
+    With pred_noise and a weight of 1 it is the simple loss of Ho et al. (2020), equation 14.
+    `network` is diffusion.model, possibly wrapped for several processes; `weight` (T,) comes from
+    training.loss_weights.
     """
     x_t = diffusion.q_sample(x_0, t, noise)  # equation 4: any t in one step
     predicted = network(x_t, t)
@@ -161,30 +162,32 @@ def denoising_loss(
         target = x_0
     else:  # pred_v, Salimans & Ho 2022
         target = diffusion.predict_v(x_0, t, noise)
-    return (predicted.float() - target).square().mean(dim=(1, 2, 3)) * weights[t]
+    return (predicted.float() - target).square().mean(dim=(1, 2, 3)) * weight[t]
 
 
 def train_step(run: Run, network: torch.nn.Module, step: int) -> Tensor:
     """Take one optimizer step; return this process' mean loss, still on the device.
 
     Each process works on its own rows of each pass, and the sum of all gradients is divided by
-    the effective batch: neither the split over processes nor the accumulation shows.
+    the effective batch: a split over processes or passes changes nothing but the rounding.
     """
     options, team = run.options, run.accelerator
+    # Of the whole effective batch, from (seed, step) alone: which image, mirrored or not, t, noise.
     numbers = training.draw_numbers(
         options.seed, step, run.effective_batch, run.images.shape, TIMESTEPS, run.device
     )
     share = options.batch_size // team.num_processes
     total = torch.zeros((), device=run.device)
-    for number in range(options.gradient_accumulate):
-        first = number * options.batch_size + team.process_index * share
+    for pass_index in range(options.gradient_accumulate):
+        first = pass_index * options.batch_size + team.process_index * share
         batch = make_batch(run.images, numbers, slice(first, first + share))
-        is_last = number == options.gradient_accumulate - 1
+        is_last = pass_index == options.gradient_accumulate - 1
         # Gradients of several processes are averaged once per step, not once per pass.
         with nullcontext() if is_last else team.no_sync(network):
             with autocast(run.device, run.precision):
-                losses = denoising_loss(run.diffusion, network, run.loss_weights, *batch)
-            loss = losses.sum() * team.num_processes / run.effective_batch
+                errors = denoising_loss(run.diffusion, network, run.loss_weights, *batch)
+            # That exchange takes the mean over the processes; multiplied back, it is a sum.
+            loss = errors.sum() * team.num_processes / run.effective_batch
             run.scaler.scale(loss).backward()
         total += loss.detach()
     run.scaler.unscale_(run.optimizer)
@@ -243,8 +246,7 @@ def start(options: argparse.Namespace, team: Accelerator, precision: str) -> Run
         loss_weights=training.loss_weights(diffusion, options.min_snr, options.snr_plus_one),
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(team.device.type, enabled=precision == "fp16"),
-        # The wrapper's two counters stay on the CPU, so that updating never waits for a GPU.
-        ema=EMA(diffusion, beta=EMA_DECAY, update_every=1, use_foreach=True),
+        ema=training.weight_average(diffusion, EMA_DECAY),
         images=images.to(team.device),
         heldout=None if heldout is None else heldout.to(team.device),
         digests=digests,
@@ -285,34 +287,35 @@ def train(options: argparse.Namespace) -> None:
     elif options.resume:
         run.say(f"Nothing to resume in {options.results_dir}: starting at step 0.")
 
-    compiled = (options.compile or ("on" if device.type == "cuda" else "off")) == "on"
-    if compiled and run.step < options.steps:
+    compiled = options.compile == "on" or (options.compile is None and device.type == "cuda")
+    if compiled:
         # On a GPU with CUDA graphs: 600 small kernels are then started by one call.
         mode = "reduce-overhead" if device.type == "cuda" else "default"
         run.diffusion.model.compile(mode=mode)
     network = team.prepare_model(run.diffusion.model)
     runs.start_records(run, compiled)
-    stop, meter, first = runs.StopRequest(run), runs.Meter(run), run.step
+    meter, stop, began = losses.Meter(run), StopRequest(run), run.step
     with meter.bar:
-        while run.step < options.steps:
-            loss = train_step(run, network, run.step + 1)
-            saving = (run.step + 1) % options.save_every == 0 or run.step + 1 == options.steps
-            logging = saving or (run.step + 1) % options.log_every == 0
-            meter.update(loss, look=logging)
-            stopping = stop.agreed(logging)
-            if logging:
-                meter.write_row(with_fixed_losses=saving)
-            if saving:
+        for step in range(run.step + 1, options.steps + 1):
+            loss = train_step(run, network, step)
+            run.step = step
+            save_due = step % options.save_every == 0 or step == options.steps
+            row_due = save_due or step % options.log_every == 0
+            meter.add(loss, read=row_due)  # ends the run at a loss that is not finite
+            stopping = stop.agreed(may_wait=row_due)  # after Ctrl-C: first what is due, then leave
+            if row_due:
+                meter.write_row(with_fixed_losses=save_due)
+            if save_due:
                 if team.is_main_process:
                     runs.save_checkpoint(run)
                     draw_samples(run)
-                    runs.draw_curve(run)
+                    losses.draw_curve(run)
                 team.wait_for_everyone()
             if stopping:
-                stop.save_and_leave()
-            if logging:
-                meter.restart()
-    runs.finish(run, first)
+                stop.save_and_leave()  # does not come back
+            if row_due:
+                meter.restart()  # the pace in the next row leaves out samples and checkpoints
+    runs.finish(run, began)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -325,13 +328,10 @@ def main(argv: list[str] | None = None) -> int:
         "weights_out": Path(WEIGHTS_OUT),
     }  # fmt: skip
     options = train_options(argv, __doc__.split("\n\n")[0], defaults=defaults, quick=QUICK)
-    half = max(1, options.batch_size // 2)
-    passes = options.gradient_accumulate * options.batch_size // half
     return run_command(
         lambda: verify(options) if options.verify else train(options),
         after_interrupt="Everything saved before is intact.",
-        if_memory_ends=f"use --batch-size {half} --gradient-accumulate {passes}, which is the same "
-        "run (with --resume, if checkpoints were written).",
+        if_memory_ends=runs.memory_advice(options),
     )
 
 

@@ -2,9 +2,11 @@
 
 model        the U-Net and the diffusion process; weight files read and written
 sampling     noise levels, lists of times, the guess of x_0, three step rules
-training     one step's random numbers, loss weights, learning rate, norms, the fixed losses
+training     one step: random numbers, loss weights, learning rate, average of the weights, norms
 data         the training images: drawn where they are missing, looked through, read
-runs         a training run on disk: checkpoints, losses.csv, stop signals, resume
+runs         a training run on disk: its settings, checkpoints, resume, the weights at its end
+losses       shown while it trains, kept in losses.csv, drawn as a curve
+interrupts   Ctrl-C and SIGTERM while training
 samples      a folder of single images, all of one setting
 images       the one decoder, the one folder reader, tilings, films
 figures      how figures look: axes, captions, layout

@@ -1,21 +1,15 @@
-"""A training run on disk: checkpoints, losses.csv, stop signals, resume."""
+"""A training run on disk: its settings, checkpoints, resume, the weights at its end."""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-import math
-import os
 import shlex
-import signal
 import sys
-import time
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -24,11 +18,9 @@ from denoising_diffusion_pytorch import GaussianDiffusion
 from denoising_diffusion_pytorch.version import __version__ as LIBRARY_VERSION
 from ema_pytorch import EMA
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ddpm_basics.console import UserError, duration
 from ddpm_basics.fabrics.manifest import read_manifest
-from ddpm_basics.figures import plot_losses
 from ddpm_basics.files import (
     check_folder,
     remove_leftovers,
@@ -38,18 +30,7 @@ from ddpm_basics.files import (
 )
 from ddpm_basics.hardware import describe
 from ddpm_basics.model import export_weights
-from ddpm_basics.training import BINS, fixed_losses, learning_rate, spread
 
-CSV_COLUMNS = [
-    "step",
-    "loss",
-    "learning_rate",
-    "images_per_second",
-    "train_fixed",
-    "heldout_fixed",
-    *(f"train_bin{i}" for i in range(BINS)),
-    *(f"heldout_bin{i}" for i in range(BINS)),
-]
 FREE_SETTINGS = {"lr", "lr_final", "warmup_steps", "steps", "initial_weights"}  # on --resume
 
 
@@ -136,6 +117,18 @@ def check_outputs(options: argparse.Namespace) -> None:
     check_folder(out.parent)
 
 
+def memory_advice(options: argparse.Namespace) -> str:
+    """Return what to type where the memory is too small: the same run, cut into more passes."""
+    batch, passes = options.batch_size, options.gradient_accumulate
+    if batch == 1:
+        return "not even one image fits, so use a smaller --dim or --image-size, or --quick."
+    parts = next(n for n in range(2, batch + 1) if batch % n == 0)
+    return (
+        f"use --batch-size {batch // parts} --gradient-accumulate {passes * parts}, which is the "
+        "same run (with --resume, if checkpoints were written)."
+    )
+
+
 def start_records(run: Run, compiled: bool) -> None:
     """Clean up behind a killed process, write run.json and print the banner."""
     run.config["training"] |= {
@@ -148,7 +141,6 @@ def start_records(run: Run, compiled: bool) -> None:
     }
     if run.accelerator.is_main_process:
         remove_leftovers(run.options.results_dir)
-        trim_losses(run.options.results_dir / "losses.csv", run.step)
         note_progress(run)
         write_run_file(run)
         print_banner(run)
@@ -375,128 +367,6 @@ def compare_data(then: Mapping[str, str], now: Mapping[str, str]) -> str:
     )
 
 
-# ---- losses.csv ----------------------------------------------------------------------------------
-
-
-class Meter:
-    """Reads the losses, shows them and the pace in a bar, and makes the rows of losses.csv."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.bar = tqdm(
-            initial=run.step,
-            total=run.options.steps,
-            unit="step",
-            desc="Training",
-            disable=not run.accelerator.is_main_process,
-        )
-        self.step, self.started = run.step, time.perf_counter()
-        self.looked = self.started
-
-    def update(self, loss: Tensor, look: bool) -> None:
-        """Count a step and its loss.
-
-        The loss stays on the device until `look`: reading it makes a GPU wait, a CPU does not
-        mind. Raises UserError that names the first step whose loss is not finite.
-        """
-        run = self.run
-        run.step += 1
-        run.pending.append(loss)
-        self.bar.update()
-        now = time.perf_counter()
-        run.seconds, self.looked = run.seconds + now - self.looked, now
-        if not look and run.device.type != "cpu":
-            return
-        losses = torch.stack([torch.as_tensor(x, device=run.device) for x in run.pending])
-        read = run.accelerator.reduce(losses.float(), "mean").tolist()
-        run.pending = read
-        for age, value in enumerate(reversed(read)):
-            if not math.isfinite(value):
-                raise UserError(not_finite_message(run, f"The loss of step {run.step - age} is"))
-        recent = read[-run.options.log_every :]
-        text = f"loss {sum(recent) / len(recent):.4f}, {self.rate():.1f} images/s"
-        self.bar.set_postfix_str(text, refresh=False)
-
-    def rate(self) -> float:
-        """Return the images per second since the last row."""
-        steps = self.run.step - self.step
-        return steps * self.run.effective_batch / (time.perf_counter() - self.started)
-
-    def write_row(self, with_fixed_losses: bool) -> None:
-        """Append a row to losses.csv: what came since the last one, and the fixed losses."""
-        run = self.run
-        row = {
-            "step": run.step,
-            "loss": math.fsum(run.pending) / len(run.pending),
-            "learning_rate": learning_rate(run.step, run.options),
-            "images_per_second": self.rate(),
-        }
-        run.pending = []
-        if run.accelerator.is_main_process:
-            path = run.options.results_dir / "losses.csv"
-            append_losses(path, row | (measure_fixed_losses(run) if with_fixed_losses else {}))
-
-    def restart(self) -> None:
-        """Begin a new row: samples and checkpoints do not count as training for the pace."""
-        self.step, self.started = self.run.step, time.perf_counter()
-
-
-def measure_fixed_losses(run: Run) -> dict[str, float]:
-    """Return the fixed losses on training and held-out images, their means and bins of t."""
-    row = {}
-    for name, images in {"train": spread(run.images), "heldout": run.heldout}.items():
-        if images is not None:
-            bins = fixed_losses(
-                run.ema.ema_model, images, run.options.seed, run.options.batch_size, run.precision
-            )
-            row[f"{name}_fixed"] = sum(bins) / BINS
-            row |= {f"{name}_bin{i}": value for i, value in enumerate(bins)}
-    return row
-
-
-def append_losses(path: Path, row: Mapping[str, float]) -> None:
-    """Add one row and push it to the disk, so that it survives whatever comes next."""
-    with open(path, "a") as file:
-        file.write(format_row(row))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def format_row(row: Mapping[str, float]) -> str:
-    """Write a row: the step as a whole number, all else with six significant digits."""
-    cells = [
-        "" if math.isnan(row.get(key, math.nan)) else f"{row[key]:.6g}" for key in CSV_COLUMNS[1:]
-    ]
-    return ",".join([f"{row['step']:.0f}", *cells]) + "\n"
-
-
-def read_losses(path: Path) -> list[dict[str, float]]:
-    """Return the complete rows of losses.csv; empty cells are NaN, a torn last row is left out."""
-    rows: list[dict[str, float]] = []
-    text = path.read_text() if path.exists() else ""
-    for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):
-        try:
-            values = {key: float(row[key] or "nan") for key in CSV_COLUMNS}
-        except (KeyError, TypeError, ValueError):
-            continue
-        if not rows or values["step"] > rows[-1]["step"]:
-            rows.append(values)
-    return rows
-
-
-def trim_losses(path: Path, step: int) -> None:
-    """Keep the whole rows up to `step`: later ones will be written again by the resumed run."""
-    rows = [format_row(row) for row in read_losses(path) if row["step"] <= step]
-    with write_atomically(path) as temporary:
-        temporary.write_text("".join([",".join(CSV_COLUMNS) + "\n", *rows]))
-
-
-def draw_curve(run: Run) -> None:
-    """Write loss_curve.png from losses.csv."""
-    folder = run.options.results_dir
-    plot_losses(folder / "loss_curve.png", read_losses(folder / "losses.csv"))
-
-
 def not_finite_message(run: Run, what: str) -> str:
     """Return one sentence for numbers that ran away, with the way back."""
     checkpoints = list_checkpoints(run.options.results_dir)
@@ -505,47 +375,3 @@ def not_finite_message(run: Run, what: str) -> str:
         f"{what} not finite, so training stopped; {last}. Try a smaller --lr (now "
         f"{run.options.lr:g}), some --warmup-steps or --precision fp32, and go on with --resume."
     )
-
-
-# ---- Stopping ------------------------------------------------------------------------------------
-
-
-class StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into a flag; a second Ctrl-C leaves at once."""
-
-    def __init__(self, run: Run) -> None:
-        self.run, self.signal = run, 0
-        signal.signal(signal.SIGINT, self.receive)
-        signal.signal(signal.SIGTERM, self.receive)
-
-    def receive(self, number: int, _: FrameType | None) -> None:
-        """Note the signal; the loop looks after every step."""
-        # A launcher passes the signal on to processes that have had it from the terminal already,
-        # so that with several processes a second signal means nothing.
-        if self.signal and self.run.accelerator.num_processes == 1:
-            os._exit(128 + number)
-        if not self.signal:
-            os.write(2, b"\nStopping: finishing this step and saving. Ctrl-C again: leave now.\n")
-        self.signal = number
-
-    def agreed(self, logging: bool) -> bool:
-        """Tell whether to stop now; several processes agree, or one would wait for the others."""
-        run = self.run
-        if run.accelerator.num_processes > 1 and (logging or run.device.type == "cpu"):
-            flag = torch.tensor([float(self.signal)], device=run.device)
-            self.signal = int(run.accelerator.gather(flag).max().item())
-            return self.signal > 0
-        return self.signal > 0 and run.accelerator.num_processes == 1
-
-    def save_and_leave(self) -> None:
-        """Write the checkpoint that the message promises, and exit as a signal would."""
-        run = self.run
-        if run.accelerator.is_main_process:
-            path = run.options.results_dir / f"model-{run.step}.pt"
-            if not path.exists():
-                save_checkpoint(run)
-            print(
-                f"\nStopped after step {run.step:,}; saved {path}. Go on with: {resume_command()}"
-            )
-        run.accelerator.wait_for_everyone()
-        sys.exit(128 + self.signal)

@@ -1,4 +1,4 @@
-"""One training step's random numbers, loss weights, norms, learning rate, and the fixed losses."""
+"""One training step: random numbers, loss weights, learning rate, average, norms; fixed losses."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from denoising_diffusion_pytorch import GaussianDiffusion
 from denoising_diffusion_pytorch import denoising_diffusion_pytorch as library
+from ema_pytorch import EMA
 from torch import Tensor
 
 from ddpm_basics.hardware import autocast
@@ -101,6 +102,19 @@ def learning_rate(step: int, options: argparse.Namespace) -> float:
     progress = (step - warmup) / max(1, options.steps - warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return float(options.lr_final + (rate - options.lr_final) * cosine)
+
+
+# ---- The average of the weights ------------------------------------------------------------------
+
+
+def weight_average(diffusion: GaussianDiffusion, decay: float) -> EMA:
+    """Return the exponential moving average of a network's weights, which samples are drawn with.
+
+    average = d average + (1 - d) weights at each update. d warms up as 1 - step^(-2/3), from a
+    plain copy during the first 100 steps, so that early averages do not lag; `decay` bounds it.
+    """
+    # The wrapper's two counters stay on the CPU, so that updating never waits for a GPU.
+    return EMA(diffusion, beta=decay, update_every=1, use_foreach=True)
 
 
 # ---- Norms that save memory ----------------------------------------------------------------------

@@ -11,7 +11,17 @@ from conftest import ROOT
 EXERCISES = [ROOT / f"exercise{name}.py" for name in ("1_generate", "2_explore", "3_train")]
 PACKAGE = sorted((ROOT / "ddpm_basics").rglob("*.py"))
 ROWS = [  # a room imports from its own row or from one further down
-    {"fabrics", "evaluation", "data", "runs", "model", "samples", "figures"},
+    {
+        "fabrics",
+        "evaluation",
+        "data",
+        "runs",
+        "losses",
+        "interrupts",
+        "model",
+        "samples",
+        "figures",
+    },
     {"training", "sampling", "images", "hardware", "options"},
     {"files", "console"},
 ]

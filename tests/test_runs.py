@@ -20,8 +20,8 @@ import torch
 from conftest import ROOT, write_blocks
 from denoising_diffusion_pytorch import Trainer
 
+from ddpm_basics.losses import CSV_COLUMNS, append_losses, read_losses, trim_losses
 from ddpm_basics.model import build_diffusion
-from ddpm_basics.runs import CSV_COLUMNS, append_losses, read_losses, trim_losses
 
 KILLS = 50
 SMALL = ["--image-size", "8", "--dim", "8", "--dim-mults", "1", "2", "--batch-size", "8",
@@ -228,9 +228,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(cli, tmp_path, whole, whol
 
 def assert_close_runs(a, b):
     """Within the rounding of floating-point sums that are taken in another order."""
-    for name, value in load(a / "model-16.pt")["model"].items():
-        other = load(b / "model-16.pt")["model"][name]
-        assert torch.allclose(value, other, rtol=1e-3, atol=2e-4), name
+    one, two = (load(folder / "model-16.pt")["model"] for folder in (a, b))
+    for name, value in one.items():
+        assert torch.allclose(value, two[name], rtol=1e-3, atol=2e-4), name
     for row, other in zip(logged(a / "losses.csv"), logged(b / "losses.csv"), strict=True):
         assert float(row[1]) == pytest.approx(float(other[1]), rel=1e-4)
 

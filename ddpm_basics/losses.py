@@ -1,0 +1,154 @@
+"""The losses of a run: shown while it trains, kept in losses.csv, drawn as a curve."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ddpm_basics.console import UserError
+from ddpm_basics.figures import plot_losses
+from ddpm_basics.files import write_atomically
+from ddpm_basics.runs import Run, not_finite_message
+from ddpm_basics.training import BINS, fixed_losses, learning_rate, spread
+
+CSV_COLUMNS = [
+    "step",
+    "loss",
+    "learning_rate",
+    "images_per_second",
+    "train_fixed",
+    "heldout_fixed",
+    *(f"train_bin{i}" for i in range(BINS)),
+    *(f"heldout_bin{i}" for i in range(BINS)),
+]
+
+
+class Meter:
+    """Reads the losses, shows them and the pace in a bar, and writes the rows of losses.csv.
+
+    Rows of later steps than the run's, which a resumed run will write again, are removed first.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.path: Path = run.options.results_dir / "losses.csv"
+        if run.accelerator.is_main_process:
+            trim_losses(self.path, run.step)
+        self.bar = tqdm(
+            initial=run.step,
+            total=run.options.steps,
+            unit="step",
+            desc="Training",
+            disable=not run.accelerator.is_main_process,
+        )
+        self.step, self.started = run.step, time.perf_counter()
+        self.looked = self.started
+
+    def add(self, loss: Tensor, read: bool) -> None:
+        """Count a step and its loss; `read` the losses so far from the device.
+
+        Reading makes a GPU wait, so it is done when a row is due; a CPU does not mind. Raises
+        UserError that names the first step whose loss is not finite.
+        """
+        run = self.run
+        run.pending.append(loss)
+        self.bar.update()
+        now = time.perf_counter()
+        run.seconds, self.looked = run.seconds + now - self.looked, now
+        if not read and run.device.type != "cpu":
+            return
+        losses = torch.stack([torch.as_tensor(x, device=run.device) for x in run.pending])
+        values = run.accelerator.reduce(losses.float(), "mean").tolist()
+        run.pending = values
+        for age, value in enumerate(reversed(values)):
+            if not math.isfinite(value):
+                raise UserError(not_finite_message(run, f"The loss of step {run.step - age} is"))
+        recent = values[-run.options.log_every :]
+        text = f"loss {sum(recent) / len(recent):.4f}, {self.rate():.1f} images/s"
+        self.bar.set_postfix_str(text, refresh=False)
+
+    def rate(self) -> float:
+        """Return the images per second since the last row."""
+        steps = self.run.step - self.step
+        return steps * self.run.effective_batch / (time.perf_counter() - self.started)
+
+    def write_row(self, with_fixed_losses: bool) -> None:
+        """Append a row to losses.csv: what came since the last one, and the fixed losses."""
+        run = self.run
+        row = {
+            "step": run.step,
+            "loss": math.fsum(run.pending) / len(run.pending),
+            "learning_rate": learning_rate(run.step, run.options),
+            "images_per_second": self.rate(),
+        }
+        run.pending = []
+        if run.accelerator.is_main_process:
+            append_losses(self.path, row | (measure_fixed_losses(run) if with_fixed_losses else {}))
+
+    def restart(self) -> None:
+        """Begin a new row: samples and checkpoints do not count as training for the pace."""
+        self.step, self.started = self.run.step, time.perf_counter()
+
+
+def measure_fixed_losses(run: Run) -> dict[str, float]:
+    """Return the fixed losses on training and held-out images, their means and bins of t."""
+    row = {}
+    for name, images in {"train": spread(run.images), "heldout": run.heldout}.items():
+        if images is not None:
+            bins = fixed_losses(
+                run.ema.ema_model, images, run.options.seed, run.options.batch_size, run.precision
+            )
+            row[f"{name}_fixed"] = sum(bins) / BINS
+            row |= {f"{name}_bin{i}": value for i, value in enumerate(bins)}
+    return row
+
+
+def append_losses(path: Path, row: Mapping[str, float]) -> None:
+    """Add one row and push it to the disk, so that it survives whatever comes next."""
+    with open(path, "a") as file:
+        file.write(format_row(row))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def format_row(row: Mapping[str, float]) -> str:
+    """Write a row: the step as a whole number, all else with six significant digits."""
+    cells = [
+        "" if math.isnan(row.get(key, math.nan)) else f"{row[key]:.6g}" for key in CSV_COLUMNS[1:]
+    ]
+    return ",".join([f"{row['step']:.0f}", *cells]) + "\n"
+
+
+def read_losses(path: Path) -> list[dict[str, float]]:
+    """Return the complete rows of losses.csv; empty cells are NaN, a torn last row is left out."""
+    rows: list[dict[str, float]] = []
+    text = path.read_text() if path.exists() else ""
+    for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):
+        try:
+            values = {key: float(row[key] or "nan") for key in CSV_COLUMNS}
+        except (KeyError, TypeError, ValueError):
+            continue
+        if not rows or values["step"] > rows[-1]["step"]:
+            rows.append(values)
+    return rows
+
+
+def trim_losses(path: Path, step: int) -> None:
+    """Keep the whole rows up to `step`: later ones will be written again by the resumed run."""
+    rows = [format_row(row) for row in read_losses(path) if row["step"] <= step]
+    with write_atomically(path) as temporary:
+        temporary.write_text("".join([",".join(CSV_COLUMNS) + "\n", *rows]))
+
+
+def draw_curve(run: Run) -> None:
+    """Write loss_curve.png from losses.csv."""
+    folder = run.options.results_dir
+    plot_losses(folder / "loss_curve.png", read_losses(folder / "losses.csv"))
