@@ -46,7 +46,6 @@ from ddpm_basics.console import UserError, duration, run_command
 from ddpm_basics.files import check_output, file_digest
 from ddpm_basics.hardware import autocast, describe, pick_device, pick_precision, prepare_to_sample
 from ddpm_basics.images import save_picture, tile, to_picture
-from ddpm_basics.model import Facts, load_weights
 from ddpm_basics.options import generate_options
 from ddpm_basics.samples import claim_folder, image_path, missing_images, recorded_precision
 from ddpm_basics.sampling import (
@@ -62,6 +61,7 @@ from ddpm_basics.sampling import (
     predict_x_0,
     starting_noise,
 )
+from ddpm_basics.weight_files import Facts, load_weights
 
 RANDOM_SEED = 42  # image i is drawn from the noise of RANDOM_SEED + i
 NUM_SAMPLES = 16  # images

@@ -49,8 +49,9 @@ from ddpm_basics import figures, hardware, sampling
 from ddpm_basics.console import duration, run_command
 from ddpm_basics.files import check_folder, write_json
 from ddpm_basics.images import decode, find_images, from_picture
-from ddpm_basics.model import SCHEDULES, build_diffusion, load_weights
+from ddpm_basics.model import build_diffusion
 from ddpm_basics.options import explore_options
+from ddpm_basics.weight_files import load_weights
 
 RANDOM_SEED = 42  # decides the noise that fabrics grow out of, and which training fabric is shown
 SAMPLING_STEPS = {"dpmpp": 20, "ddim": 250}  # where a part names no others
@@ -187,7 +188,7 @@ def part_c(lab: Lab, path: Path) -> dict[str, Any]:
 def part_d(lab: Lab, path: Path) -> dict[str, Any]:
     """Compare three noise schedules, by their curves and by what they make of one fabric."""
     x_0, source = find_fabric(lab)
-    processes = {name: build_diffusion(8, (1,), beta_schedule=name) for name in SCHEDULES}
+    processes = {name: build_diffusion(8, (1,), beta_schedule=name) for name in sampling.SCHEDULES}
     noised = {name: add_noise(process, x_0, lab.options.seed, FORWARD_TIMESTEPS)
               for name, process in processes.items()}  # fmt: skip
     figures.plot_schedules(path, processes, noised)
@@ -254,8 +255,7 @@ def explore(options: argparse.Namespace) -> None:
     lab = Lab(options, diffusion, device, precision, noise)
     for part in sorted(set(options.part)):
         begun = time.perf_counter()
-        work, name = PARTS[part]
-        path = options.output_dir / name
+        work, path = PARTS[part][0], options.output_dir / PARTS[part][1]
         numbers, seconds = work(lab, path), time.perf_counter() - begun
         record = {"seed": options.seed, "device": hardware.describe(device), "precision": precision}
         write_json(path.with_suffix(".json"), {**record, **numbers, "seconds": seconds})

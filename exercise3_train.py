@@ -46,7 +46,7 @@ from ddpm_basics.console import UserError, duration, run_command
 from ddpm_basics.hardware import autocast, keep_freed_memory, pick_device, pick_precision
 from ddpm_basics.images import decode, save_picture, tile
 from ddpm_basics.interrupts import StopRequest
-from ddpm_basics.model import build_diffusion, load_weights
+from ddpm_basics.model import build_diffusion
 from ddpm_basics.options import train_options
 from ddpm_basics.runs import Run
 from ddpm_basics.sampling import (
@@ -58,6 +58,7 @@ from ddpm_basics.sampling import (
     predict_x_0,
     starting_noise,
 )
+from ddpm_basics.weight_files import load_weights
 
 # Settings. Each is the default of the command-line option of the same name.
 RANDOM_SEED = 42  # decides initial weights, data order, t and noise
@@ -78,15 +79,12 @@ TIMESTEPS = 1000  # T, length of the diffusion process
 ADAM_BETAS = (0.9, 0.99)  # the library's choice: a shorter memory for the second moment
 MAX_GRADIENT_NORM = 1.0  # gradients are scaled down to this L2 norm
 EMA_DECAY = 0.9999  # upper bound of 1 - step^(-2/3), reached after a million steps
-
-# The progress samples.
-NUM_SAMPLES = 16  # images
-SAMPLING_STEPS = 15  # of DPM-Solver++
+NUM_SAMPLES = 16  # images in a progress sample
+SAMPLING_STEPS = 15  # of DPM-Solver++, for those
 MIN_SIGNAL = 0.03  # root of alpha-bar below which the network is not asked
 
-# --quick: these settings instead, and output paths of its own. Many small steps of a narrow network
-# that predicts v (Salimans & Ho 2022). Side by side, in the same time, multipliers of 1-2-4-8 got
-# fewer steps done and made murkier fabrics.
+# --quick: these instead, and output paths of its own: many small steps of a narrow network that
+# predicts v (Salimans & Ho 2022). Multipliers of 1-2-4-8 made murkier fabrics in the same time.
 QUICK = {
     "dim": 32,
     "dim_mults": (1, 2, 2, 4),
@@ -140,8 +138,8 @@ def make_batch(
     chosen = images[picked]
     chosen = torch.where(flip[:, None, None, None], chosen.flip(-1), chosen)
     x_0 = chosen.float() / 127.5 - 1
-    fast = torch.channels_last
-    return x_0.contiguous(memory_format=fast), t, noise.contiguous(memory_format=fast)
+    layout = torch.channels_last
+    return x_0.contiguous(memory_format=layout), t, noise.contiguous(memory_format=layout)
 
 
 def denoising_loss(
@@ -154,7 +152,9 @@ def denoising_loss(
     `network` is diffusion.model, possibly wrapped for several processes; `weight` (T,) comes from
     training.loss_weights.
     """
-    x_t = diffusion.q_sample(x_0, t, noise)  # equation 4: any t in one step
+    x_t = diffusion.q_sample(
+        x_0, t, noise
+    )  # eq. 4: root(alpha-bar) x_0 + root(1 - alpha-bar) noise
     predicted = network(x_t, t)
     if diffusion.objective == "pred_noise":
         target = noise
@@ -182,11 +182,11 @@ def train_step(run: Run, network: torch.nn.Module, step: int) -> Tensor:
         first = pass_index * options.batch_size + team.process_index * share
         batch = make_batch(run.images, numbers, slice(first, first + share))
         is_last = pass_index == options.gradient_accumulate - 1
-        # Gradients of several processes are averaged once per step, not once per pass.
+        # Processes exchange gradients once per step, in the last pass. The exchange takes their
+        # mean: times the number of processes, that is a sum.
         with nullcontext() if is_last else team.no_sync(network):
             with autocast(run.device, run.precision):
                 errors = denoising_loss(run.diffusion, network, run.loss_weights, *batch)
-            # That exchange takes the mean over the processes; multiplied back, it is a sum.
             loss = errors.sum() * team.num_processes / run.effective_batch
             run.scaler.scale(loss).backward()
         total += loss.detach()
@@ -197,7 +197,7 @@ def train_step(run: Run, network: torch.nn.Module, step: int) -> Tensor:
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    run.ema.update()
+    run.ema.update()  # average = d average + (1 - d) weights
     return total
 
 

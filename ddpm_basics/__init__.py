@@ -1,6 +1,7 @@
 """What the three exercises stand on. The lesson's own code stands in them; here is the rest.
 
-model        the U-Net and the diffusion process; weight files read and written
+model        the U-Net and the diffusion process
+weight_files read and written: what they must contain
 sampling     noise levels, lists of times, the guess of x_0, three step rules
 training     one step: random numbers, loss weights, learning rate, average of the weights, norms
 data         the training images: drawn where they are missing, looked through, read

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_basics.console import new_parser, real_number, whole_number
+from ddpm_basics.sampling import SCHEDULES
 
 OBJECTIVES = ("pred_noise", "pred_v", "pred_x0")
-SCHEDULES = ("sigmoid", "linear", "cosine")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 WEIGHTS = Path("models/ddpm_african_fabrics.pt")

@@ -29,7 +29,7 @@ from ddpm_basics.files import (
     write_json,
 )
 from ddpm_basics.hardware import describe
-from ddpm_basics.model import export_weights
+from ddpm_basics.weight_files import export_weights
 
 FREE_SETTINGS = {"lr", "lr_final", "warmup_steps", "steps", "initial_weights"}  # on --resume
 

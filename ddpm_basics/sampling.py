@@ -22,6 +22,8 @@ from torch import Tensor
 
 from ddpm_basics.console import UserError
 
+SCHEDULES = ("sigmoid", "cosine", "linear")  # of noise, that the library has
+
 
 class Levels(NamedTuple):
     """alpha_t and sigma_t of x_t = alpha_t x_0 + sigma_t noise, T + 1 floats each.

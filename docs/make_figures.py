@@ -45,7 +45,8 @@ from ddpm_basics.fabrics.folder import draw_fabrics  # noqa: E402
 from ddpm_basics.files import read_json, write_atomically, write_json  # noqa: E402
 from ddpm_basics.images import decode, find_images, from_picture, read_folder, tile  # noqa: E402
 from ddpm_basics.losses import read_losses  # noqa: E402
-from ddpm_basics.model import build_diffusion, load_weights  # noqa: E402
+from ddpm_basics.model import build_diffusion  # noqa: E402
+from ddpm_basics.weight_files import load_weights  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 REFERENCE = ROOT / "training_results" / "reference"

@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 import bench_sampling
 import measure_samplers
 
-from ddpm_basics.model import load_weights
+from ddpm_basics.weight_files import load_weights
 
 exercise1 = load_script("exercise1_generate")
 

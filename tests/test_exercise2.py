@@ -22,8 +22,9 @@ from tiny_networks import bundled, make_diffusion, teach
 from tqdm.auto import tqdm
 
 from ddpm_basics import figures, hardware
-from ddpm_basics.model import build_diffusion, load_weights
+from ddpm_basics.model import build_diffusion
 from ddpm_basics.sampling import starting_noise
+from ddpm_basics.weight_files import load_weights
 
 exercise1, exercise2 = load_script("exercise1_generate"), load_script("exercise2_explore")
 SCRIPT = ROOT / "exercise2_explore.py"

@@ -18,6 +18,7 @@ ROWS = [  # a room imports from its own row or from one further down
         "runs",
         "losses",
         "interrupts",
+        "weight_files",
         "model",
         "samples",
         "figures",
@@ -91,7 +92,7 @@ def test_no_circles():
     for path in PACKAGE:
         if room_of(path):
             arrows[room_of(path)] |= rooms(path) - {room_of(path)}
-    assert arrows["runs"] > {"model"}, "the test has stopped looking"
+    assert arrows["runs"] > {"weight_files"}, "the test has stopped looking"
     while free := [room for room, needs in arrows.items() if not needs]:
         for room in free:
             del arrows[room]

@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_networks import SIZE, bundled, make_diffusion
 
 from ddpm_basics.console import UserError
-from ddpm_basics.model import export_weights, load_weights
+from ddpm_basics.weight_files import export_weights, load_weights
 
 
 def same_state(diffusion, expected, tolerance=1e-6):

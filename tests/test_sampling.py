@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ddpm_basics.console import UserError
 from ddpm_basics.files import file_digest
 from ddpm_basics.hardware import autocast, prepare_to_sample
-from ddpm_basics.model import build_diffusion, load_weights
+from ddpm_basics.model import build_diffusion
 from ddpm_basics.options import WEIGHTS
 from ddpm_basics.sampling import (
     asinh_times,
@@ -27,6 +27,7 @@ from ddpm_basics.sampling import (
     predict_x_0,
     starting_noise,
 )
+from ddpm_basics.weight_files import load_weights
 
 exercise1 = load_script("exercise1_generate")
 SHAPE = (3, 16, 16)

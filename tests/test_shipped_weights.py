@@ -16,7 +16,7 @@ from ddpm_basics.evaluation.distances import random_directions, sliced_wasserste
 from ddpm_basics.evaluation.features import RandomConvolutions, patch_features, standardise
 from ddpm_basics.hardware import pick_precision, prepare_to_sample
 from ddpm_basics.images import from_picture
-from ddpm_basics.model import load_weights
+from ddpm_basics.weight_files import load_weights
 
 WEIGHTS = ROOT / "models" / "ddpm_african_fabrics.pt"
 

@@ -11,8 +11,9 @@ from conftest import load_script
 from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 from denoising_diffusion_pytorch import denoising_diffusion_pytorch as library
 
-from ddpm_basics.model import SCHEDULES, build_diffusion
+from ddpm_basics.model import build_diffusion
 from ddpm_basics.options import OBJECTIVES
+from ddpm_basics.sampling import SCHEDULES
 from ddpm_basics.training import (
     BINS,
     FIXED_IMAGES,

@@ -2,8 +2,8 @@
 
 Takes folders of images, as the field's metric tools do, and knows nothing of networks:
 
-    python -m ddpm_basics.evaluation generated_samples
-    python -m ddpm_basics.evaluation generated_samples --heldout african_fabric_heldout
+    python -m ddpm_basics.evaluation fabrics
+    python -m ddpm_basics.evaluation fabrics --heldout african_fabric_heldout
     python -m ddpm_basics.evaluation my_samples --train my_photos --heldout my_other_photos
 
 A falling training loss cannot tell fitting from copying; images that the model never saw can. Every

@@ -33,8 +33,8 @@ import exercise1_generate as exercise1  # noqa: E402
 from ddpm_basics import hardware, sampling  # noqa: E402
 from ddpm_basics.console import new_parser  # noqa: E402
 from ddpm_basics.files import write_json  # noqa: E402
-from ddpm_basics.model import load_weights  # noqa: E402
 from ddpm_basics.options import DEVICES, PRECISIONS, default_weights  # noqa: E402
+from ddpm_basics.weight_files import load_weights  # noqa: E402
 
 STOCK_STEPS = 250
 OUR_STEPS = exercise1.SAMPLING_STEPS["dpmpp"]

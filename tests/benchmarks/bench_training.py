@@ -30,8 +30,8 @@ import exercise3_train as exercise3
 from ddpm_basics.console import new_parser
 from ddpm_basics.files import write_json
 from ddpm_basics.hardware import describe, pick_device, pick_precision
-from ddpm_basics.model import LIBRARY_VERSION
 from ddpm_basics.options import DEVICES
+from ddpm_basics.weight_files import LIBRARY_VERSION
 
 FLOP_PER_IMAGE = 44e9  # forward and backward of one 64x64 image through the 35.7M U-Net
 

@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from ddpm_basics.files import write_json  # noqa: E402
-from ddpm_basics.model import SCHEDULES, build_diffusion  # noqa: E402
+from ddpm_basics.model import build_diffusion  # noqa: E402
+from ddpm_basics.sampling import SCHEDULES  # noqa: E402
 
 REPORT = ROOT / "training_results" / "reference" / "lesson_facts.json"
 KINDS = {library.ResnetBlock: "residual block", library.LinearAttention: "linear attention",

@@ -25,8 +25,8 @@ import exercise1_generate as exercise1  # noqa: E402
 from ddpm_basics import hardware  # noqa: E402
 from ddpm_basics.console import duration, new_parser  # noqa: E402
 from ddpm_basics.files import file_digest, read_json, write_json  # noqa: E402
-from ddpm_basics.model import load_weights  # noqa: E402
 from ddpm_basics.options import DEVICES, PRECISIONS, default_weights  # noqa: E402
+from ddpm_basics.weight_files import load_weights  # noqa: E402
 
 REFERENCE = ("ddim", 1000)
 RUNS = [("ddim", steps) for steps in (20, 50, 250)]

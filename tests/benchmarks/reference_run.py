@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 from ddpm_basics.console import new_parser  # noqa: E402
 from ddpm_basics.files import write_json  # noqa: E402
-from ddpm_basics.model import export_weights, load_weights, read_checkpoint  # noqa: E402
 from ddpm_basics.options import DEVICES  # noqa: E402
+from ddpm_basics.weight_files import export_weights, load_weights, read_checkpoint  # noqa: E402
 
 SAMPLE_SEED = 5000  # of the first sample of each evaluation
 
