@@ -47,7 +47,7 @@ from ddpm_basics.files import check_output, file_digest
 from ddpm_basics.hardware import autocast, describe, pick_device, pick_precision, prepare_to_sample
 from ddpm_basics.images import save_picture, tile, to_picture
 from ddpm_basics.options import generate_options
-from ddpm_basics.samples import claim_folder, image_path, missing_images, recorded_precision
+from ddpm_basics.sample_folder import claim_folder, image_path, missing_images, recorded_precision
 from ddpm_basics.sampling import (
     ancestral_step,
     asinh_times,

@@ -152,9 +152,8 @@ def denoising_loss(
     `network` is diffusion.model, possibly wrapped for several processes; `weight` (T,) comes from
     training.loss_weights.
     """
-    x_t = diffusion.q_sample(
-        x_0, t, noise
-    )  # eq. 4: root(alpha-bar) x_0 + root(1 - alpha-bar) noise
+    # Equation 4: root(alpha-bar) x_0 + root(1 - alpha-bar) noise, at any t in one step.
+    x_t = diffusion.q_sample(x_0, t, noise)
     predicted = network(x_t, t)
     if diffusion.objective == "pred_noise":
         target = noise

@@ -1,20 +1,20 @@
 """What the three exercises stand on. The lesson's own code stands in them; here is the rest.
 
-model        the U-Net and the diffusion process
-weight_files read and written: what they must contain
-sampling     noise levels, lists of times, the guess of x_0, three step rules
-training     one step: random numbers, loss weights, learning rate, average of the weights, norms
-data         the training images: drawn where they are missing, looked through, read
-runs         a training run on disk: its settings, checkpoints, resume, the weights at its end
-losses       shown while it trains, kept in losses.csv, drawn as a curve
-interrupts   Ctrl-C and SIGTERM while training
-samples      a folder of single images, all of one setting
-images       the one decoder, the one folder reader, tilings, films
-figures      how figures look: axes, captions, layout
-hardware     device, precision, memory that is kept
-options      the tables of options
-files        a whole file or none
-console      option types, one-sentence errors, durations
-fabrics      the data set: `python -m ddpm_basics.fabrics` draws it, or prepares photographs
-evaluation   distances, copies, shares: `python -m ddpm_basics.evaluation FOLDER`
+model          the U-Net and the diffusion process
+weight_files   read and written: what they must contain
+sampling       noise levels, lists of times, the guess of x_0, three step rules
+training       one step: random numbers, loss weights, learning rate, average of the weights, norms
+data           the training images: drawn where they are missing, looked through, read
+runs           a training run on disk: its settings, checkpoints, resume, the weights at its end
+losses         shown while it trains, kept in losses.csv, drawn as a curve
+interrupts     Ctrl-C and SIGTERM while training
+sample_folder  single images, all of one setting
+images         the one decoder, the one folder reader, tilings, films
+figures        how figures look: axes, captions, layout
+hardware       device, precision, memory that is kept
+options        the tables of options
+files          a whole file or none
+console        option types, one-sentence errors, durations
+fabrics        the data set: `python -m ddpm_basics.fabrics` draws it, or prepares photographs
+evaluation     distances, copies, shares: `python -m ddpm_basics.evaluation FOLDER`
 """

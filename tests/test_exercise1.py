@@ -17,7 +17,7 @@ from conftest import ROOT, load_script
 from PIL import Image
 from tiny_networks import SIZE, bundled, make_diffusion
 
-from ddpm_basics.samples import recorded_precision
+from ddpm_basics.sample_folder import recorded_precision
 
 exercise1 = load_script("exercise1_generate")
 SCRIPT = ROOT / "exercise1_generate.py"

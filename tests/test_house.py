@@ -20,7 +20,7 @@ ROWS = [  # a room imports from its own row or from one further down
         "interrupts",
         "weight_files",
         "model",
-        "samples",
+        "sample_folder",
         "figures",
     },
     {"training", "sampling", "images", "hardware", "options"},
