@@ -30,12 +30,15 @@ COUNT = 1059  # images, as many as the photographs that the course used
 CHUNK = 8  # pictures that a worker process makes before it looks up
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+# A worker that a script starts imports that script again, torch included: a few are enough.
+WORKERS = min(CORES, 8)
+
 Maker = Callable[[], Image.Image]  # makes a picture; UserError says what is wrong with its source
 
 
 def draw_fabrics(
     output: Path, *, split: str = "train", count: int = COUNT, seed: int = 0,
-    size: int = IMAGE_SIZE, workers: int = CORES, force: bool = False,
+    size: int = IMAGE_SIZE, workers: int = WORKERS, force: bool = False,
 ) -> None:  # fmt: skip
     """Draw fabrics 0 to count - 1 of a split into a folder, or those that it lacks.
 
