@@ -96,6 +96,24 @@ def train_options(
     quick: Mapping[str, Any],
 ) -> argparse.Namespace:
     """Read the command line of exercise 3; `quick` holds other defaults, for --quick."""
+    parser = training_parser(description, defaults["seed"])
+    parser.set_defaults(**defaults)
+    argv = sys.argv[1:] if argv is None else argv
+    if "--quick" in argv:
+        parser.set_defaults(**quick)
+    options = parser.parse_args(argv)
+    options.compile = getattr(options, "compile", None)
+    halvings = len(options.dim_mults) - 1
+    if options.image_size % 2**halvings:
+        parser.error(f"--image-size must be a multiple of {2**halvings}: the U-Net halves it "
+                     f"{halvings} times")  # fmt: skip
+    if options.dim % 4:
+        parser.error("--dim must be a multiple of 4")
+    return options
+
+
+def training_parser(description: str, seed: int) -> argparse.ArgumentParser:
+    """Return the table of exercise 3's options, in four groups."""
     parser = new_parser(description)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--verify", action="store_true", help="check the data, draw nine images")
@@ -132,7 +150,7 @@ def train_options(
         help="torch.compile the network: minutes that a long run earns back (default: on for a "
         "GPU, off for a CPU)")  # fmt: skip
     add("--quick", action="store_true", help="a small network at 32x32, minutes on two CPU cores")
-    add_common(training, defaults["seed"])
+    add_common(training, seed)
 
     add = parser.add_argument_group("the run").add_argument
     add("--results-dir", type=Path, help="checkpoints, samples, losses.csv")
@@ -143,17 +161,4 @@ def train_options(
     add("--resume", action="store_true", help="go on from the newest good checkpoint")
     add("--init-weights", type=Path, help="start from the weights in this file")
     add("--weights-out", type=Path, help="EMA weights at the end")
-
-    parser.set_defaults(**defaults)
-    argv = sys.argv[1:] if argv is None else argv
-    if "--quick" in argv:
-        parser.set_defaults(**quick)
-    options = parser.parse_args(argv)
-    options.compile = getattr(options, "compile", None)
-    halvings = len(options.dim_mults) - 1
-    if options.image_size % 2**halvings:
-        parser.error(f"--image-size must be a multiple of {2**halvings}: the U-Net halves it "
-                     f"{halvings} times")  # fmt: skip
-    if options.dim % 4:
-        parser.error("--dim must be a multiple of 4")
-    return options
+    return parser
