@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import math
+import os
 import sys
 from collections.abc import Callable
 
@@ -70,6 +71,9 @@ def run_command(work: Callable[[], None], after_interrupt: str, if_memory_ends: 
     except KeyboardInterrupt:
         print(f"\nInterrupted. {after_interrupt}", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # '| head' has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains once more at its end
+        return 1
     except OSError as error:
         problem = word_os_error(error)
     except (MemoryError, RuntimeError) as error:

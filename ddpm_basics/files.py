@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_basics.console import DISK_FULL, UserError
+
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\.\w+)?")  # .NAME.PID.tmp.SUFFIX
 
 
 @contextmanager
@@ -70,9 +73,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a killed process has left in a folder."""
+    """Remove the temporary files that a killed process of ours has left in a folder."""
     for path in folder.glob(".*.tmp*"):
-        path.unlink(missing_ok=True)
+        if TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def unused_name(path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import shlex
 import sys
 import zipfile
@@ -107,7 +108,9 @@ def check_outputs(options: argparse.Namespace) -> None:
         raise UserError(f"--results-dir {folder} is a file; name a folder.")
     if out.is_dir():
         raise UserError(f"--weights-out {out} is a folder; name a .pt file.")
-    kept = [p for p in (folder / "losses.csv", *list_checkpoints(folder)) if p.exists()]
+    names = ("run.json", "loss_curve.png", "losses.csv")
+    kept = [*folder.glob("sample-*.png"), *(folder / n for n in names if (folder / n).exists())]
+    kept += list_checkpoints(folder)
     if kept and not options.resume:
         raise UserError(
             f"{folder} holds another run ({kept[-1].name}): go on with it with --resume, or name "
@@ -260,7 +263,7 @@ def save_checkpoint(run: Run) -> Path:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return all model-NUMBER.pt of a folder, the newest (highest step) first."""
-    found = [p for p in folder.glob("model-*.pt") if p.stem.split("-")[1].isdigit()]
+    found = [p for p in folder.glob("model-*.pt") if re.fullmatch(r"model-[0-9]+", p.stem)]
     return sorted(found, key=lambda p: int(p.stem.split("-")[1]), reverse=True)
 
 
@@ -291,7 +294,7 @@ def newest_good_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     if damaged:
         raise UserError(
             f"No checkpoint in {folder} can be read ({', '.join(damaged)}); choose another "
-            "--results-dir, or start over without --resume."
+            "--results-dir for a new run."
         )
     return None
 
@@ -329,10 +332,10 @@ def restore(run: Run, path: Path, state: dict[str, Any]) -> None:
 
 def compare_settings(run: Run, path: Path, state: Mapping[str, Any]) -> None:
     """Refuse to go on with another network, process, batch or data set than the run's own."""
-    if "config" not in state:
-        run.say(f"{path} is the library's own checkpoint: its settings cannot be compared.")
+    old, new = state.get("config", {}), run.config
+    if not new.keys() <= old.keys():
+        run.say(f"{path} does not say its settings, so they cannot be compared.")
         return
-    old, new = state["config"], run.config
     differences = [
         f"{section}.{key}: {old[section].get(key)} then, {new[section].get(key)} now"
         for section in ("network", "process", "training")
@@ -340,7 +343,7 @@ def compare_settings(run: Run, path: Path, state: Mapping[str, Any]) -> None:
         if key not in FREE_SETTINGS
         and old[section].get(key, new[section][key]) != new[section][key]
     ]
-    if old["data"]["checksum"] != new["data"]["checksum"]:
+    if old["data"].get("checksum") != new["data"]["checksum"]:
         differences.append("data: " + compare_data(state.get("images", {}), run.digests))
     if differences:
         raise UserError(

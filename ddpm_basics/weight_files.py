@@ -97,7 +97,7 @@ def load_weights(path: Path, image_size: int = 64) -> tuple[GaussianDiffusion, F
         raise UserError(f"The weights in {path} are not all finite numbers: its training diverged.")
     facts = Facts(
         kind=kind,
-        step=checkpoint.get("step"),
+        step=step if isinstance(step := checkpoint.get("step"), int) else None,
         version=checkpoint.get("version"),
         assumed=assumed,
         parameters=sum(weight.numel() for weight in diffusion.model.parameters()),

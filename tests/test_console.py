@@ -3,9 +3,12 @@
 import argparse
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 
 from ddpm_basics.console import (
     UserError,
@@ -130,3 +133,20 @@ def test_durations():
     assert [duration(s) for s in (0.04, 119.9, 120, 7199, 7200, 172799, 172800)] == [
         "0.0 s", "119.9 s", "2.0 minutes", "120.0 minutes", "2.0 hours", "48.0 hours", "2.0 days",
     ]  # fmt: skip
+
+
+def test_a_reader_who_has_enough_gets_no_sentence():
+    """A command whose output goes to `| head` ends quietly with exit code 1."""
+    code = (
+        "import sys; from ddpm_basics.console import run_command\n"
+        "def work():\n"
+        "    for _ in range(100_000): print('a line')\n"
+        "sys.exit(run_command(work, '', ''))"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    running.stdout.readline()
+    running.stdout.close()
+    assert running.stderr.read() == b""
+    assert running.wait() == 1

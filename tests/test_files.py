@@ -140,11 +140,12 @@ def test_no_json_object_is_none(tmp_path, text):
 
 
 def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path):
-    keep = ["a.png", ".hidden", "b.tmp", "c.tmp.png", ".tmpfile"]
+    keep = ["a.png", ".hidden", "b.tmp", "c.tmp.png", ".tmpfile", ".notes.tmp.txt"]
     for name in [*keep, ".a.77.tmp.png", ".losses.8.tmp.csv", ".write-test.9.tmp"]:
         (tmp_path / name).touch()
+    (tmp_path / ".cache.1.tmp").mkdir()
     remove_leftovers(tmp_path)
-    assert seen(tmp_path) == sorted(keep)
+    assert seen(tmp_path) == sorted([*keep, ".cache.1.tmp"])
     remove_leftovers(tmp_path / "missing")
 
 

@@ -449,6 +449,16 @@ def test_disk_use_is_bounded(cli, tiny_data, tmp_path):
         "model-4.pt", "model-6.pt", "model-8.pt"]  # fmt: skip
 
 
+def test_what_a_user_keeps_beside_checkpoints_stays(cli, tiny_data, whole_run, tmp_path):
+    folder = shutil.copytree(whole_run[0], tmp_path / "copy")
+    mine = ["model-2-best.pt", "model-latest.pt", "model-\u00b2.pt", ".notes.tmp.txt"]
+    for name in mine:
+        (folder / "run" / name).write_text("mine")
+    done = cli.run(*words(tiny_data, "--resume", steps=44), cwd=folder)
+    assert done.code == 0, done.stderr
+    assert all((folder / "run" / name).read_text() == "mine" for name in mine)
+
+
 # ---- What may and may not change on --resume -----------------------------------------------------
 
 
@@ -511,6 +521,10 @@ def test_a_second_run_on_top_stops(cli, tiny_data, whole_run, tmp_path):
     assert "--resume" in done.sentence
     assert "--results-dir" in done.sentence
     assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    (folder / "other").mkdir()
+    (folder / "other/sample-2.png").write_text("a picture of mine")
+    done = cli.run(*words(tiny_data, steps=50, results="other"), cwd=folder)
+    assert "other holds another run (sample-2.png)" in done.sentence
 
 
 # ---- Weights in and out --------------------------------------------------------------------------
@@ -552,7 +566,7 @@ def test_checkpoints_load_into_the_librarys_trainer_and_back(cli, tiny_data, who
     trainer.save(1)
     done = cli.run(*words(tiny_data, "--resume", steps=27), cwd=tmp_path)
     assert done.code == 0, done.stderr
-    assert "library's own checkpoint" in done.stdout
+    assert "does not say its settings" in done.stdout
     assert steps_logged(tmp_path / "run/losses.csv") == [27]
 
 

@@ -74,7 +74,11 @@ def prepare_photographs(
         print(f"{len(others)} other files in {photos} are left out.")
     labels = [label_of(path, photos) or "photographs" for path in paths]
     files = {f"{label}/{index:04d}.png": label for index, label in enumerate(labels)}
-    lines = [f"{path.relative_to(photos).as_posix()} {path.stat().st_size}\n" for path in paths]
+    sizes = [path.stat().st_size if path.exists() else 0 for path in paths]  # 0: a dangling link
+    lines = [
+        f"{path.relative_to(photos).as_posix()} {length}\n"
+        for path, length in zip(paths, sizes, strict=True)
+    ]
     listing = hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
     name = photos.resolve().name
     plan = Manifest(photos=name, listing=listing, count=len(paths), size=size, traditions=files)
