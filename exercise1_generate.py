@@ -16,7 +16,6 @@
     python exercise1_generate.py                                 16 fabrics, 20 steps each
     python exercise1_generate.py --seed 7 --num-samples 36       others, and more of them
     python exercise1_generate.py --sampler ddim --steps 250      the classic way, slower
-    python exercise1_generate.py --min-signal 0                  ask the network even in pure noise
     python exercise1_generate.py --samples-dir fabrics           one file per image as well
     accelerate launch exercise1_generate.py --samples-dir fabrics --num-samples 10000
 
@@ -50,13 +49,11 @@ from ddpm_basics.options import generate_options
 from ddpm_basics.sample_folder import claim_folder, image_path, missing_images, recorded_precision
 from ddpm_basics.sampling import (
     ancestral_step,
-    asinh_times,
-    asked_timesteps,
     check_steps,
-    choose_times,
     ddim_step,
     dpmpp_step,
     even_times,
+    log_snr_times,
     noise_levels,
     predict_x_0,
     starting_noise,
@@ -66,7 +63,6 @@ from ddpm_basics.weight_files import Facts, load_weights
 RANDOM_SEED = 42  # image i is drawn from the noise of RANDOM_SEED + i
 NUM_SAMPLES = 16  # images
 SAMPLING_STEPS = {"dpmpp": 20, "ddim": 250, "ddpm": 1000}
-MIN_SIGNAL = 0.03  # alpha_t below which x_t is taken for pure noise, and the network is not asked
 BATCH_SIZE = {"cpu": 8, "mps": 16, "cuda": 64}  # images the network sees at once
 GRID_LIMIT = 64  # images in the grid; a samples folder holds all of them
 OUTPUT = "exercise1_output.png"
@@ -80,21 +76,19 @@ def draw(
 ) -> torch.Tensor:
     """Walk from noise to images [n, c, h, w] in [0, 1], one for each seed."""
     levels = noise_levels(diffusion)
-    asked = asked_timesteps(diffusion, options.min_signal)
-    spread = asinh_times if options.sampler == "dpmpp" else even_times
-    times = choose_times(levels, options.steps, asked, spread)
+    spread = log_snr_times if options.sampler == "dpmpp" else even_times
 
     x_T, generators = starting_noise(seeds, (diffusion.channels, *diffusion.image_size))
     x_t, last = x_T.to(diffusion.betas.device), None
-    for t, s in pairwise(times):
-        x_0 = predict_x_0(diffusion, levels, x_t, t, asked)
+    for t, s in pairwise(spread(levels, options.steps)):
+        x_0 = predict_x_0(diffusion, levels, x_t, t)
         if options.sampler == "ddpm":
             x_t = ancestral_step(levels, x_t, x_0, t, s, generators)
         elif options.sampler == "ddim":
             x_t = ddim_step(levels, x_t, x_0, t, s)
         else:
             x_t = dpmpp_step(levels, x_t, x_0, t, s, last)
-            last = (x_0, t) if t < asked else None  # no line through what the network has not seen
+            last = (x_0, t)
         bar.update()
     return (x_t + 1) / 2
 
@@ -127,9 +121,7 @@ def claim_outputs(options: argparse.Namespace, facts: Facts, precision: str) -> 
     """Refuse, before any work, what cannot be written or would mix images of two settings."""
     check_output(options.output, ".png", may_replace=str(options.output) == OUTPUT)
     if options.samples_dir:
-        settings = {
-            key: getattr(options, key) for key in ("sampler", "steps", "min_signal", "seed")
-        }
+        settings = {key: getattr(options, key) for key in ("sampler", "steps", "seed")}
         settings |= {"image_size": facts.image_size, "precision": precision}
         claim_folder(options.samples_dir, {"weights": file_digest(options.weights), **settings})
     elif options.num_samples > GRID_LIMIT:
@@ -195,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the exercise; return the exit code."""
     options = generate_options(
         argv, __doc__.split("\n\n")[0], seed=RANDOM_SEED, num_samples=NUM_SAMPLES,
-        steps=SAMPLING_STEPS, min_signal=MIN_SIGNAL, batch_size=BATCH_SIZE, output=OUTPUT,
+        steps=SAMPLING_STEPS, batch_size=BATCH_SIZE, output=OUTPUT,
     )  # fmt: skip
     return run_command(
         lambda: generate(options),

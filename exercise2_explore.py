@@ -55,7 +55,6 @@ from ddpm_basics.weight_files import load_weights
 
 RANDOM_SEED = 42  # decides the noise that fabrics grow out of, and which training fabric is shown
 SAMPLING_STEPS = {"dpmpp": 20, "ddim": 250}  # where a part names no others
-MIN_SIGNAL = 0.03  # alpha_t below which x_t is taken for pure noise, and the network is not asked
 
 # Part a
 STEP_COUNTS = (50, 100, 250, 500, 1000)  # DDIM steps
@@ -72,8 +71,7 @@ SCHEDULE = "sigmoid"  # of part c, the module's own; part d compares it with the
 # Part e
 MORPH_FABRICS = 5
 MORPH_STEPS = 15  # DPM-Solver++ steps for each frame
-MORPH_FRAMES = (60, 120)  # to begin with, and at most
-MORPH_CHANGE = 0.08  # aim: largest change from frame to frame (root mean square, pixels 0 to 1)
+MORPH_FRAMES = 24  # from one fabric to the next
 MORPH_PIXELS = 192  # per side of the films
 BATCH_SIZE = {"cpu": 4, "mps": 16, "cuda": 64}  # frames the network sees at once
 
@@ -95,19 +93,17 @@ class Lab:
 def walk(lab: Lab, sampler: str, x_T: Tensor, steps: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Walk from the noise x_T to images; yield t, x_t and the guess of x_0 at every step."""
     levels = sampling.noise_levels(lab.diffusion)
-    asked = sampling.asked_timesteps(lab.diffusion, MIN_SIGNAL)
-    spread = sampling.asinh_times if sampler == "dpmpp" else sampling.even_times
-    times = sampling.choose_times(levels, steps, asked, spread)
+    spread = sampling.log_snr_times if sampler == "dpmpp" else sampling.even_times
     x_t, last = x_T.to(lab.device), None
-    for t, s in pairwise(times):
+    for t, s in pairwise(spread(levels, steps)):
         with hardware.autocast(lab.device, lab.precision):
-            x_0 = sampling.predict_x_0(lab.diffusion, levels, x_t, t, asked)
+            x_0 = sampling.predict_x_0(lab.diffusion, levels, x_t, t)
         yield t, x_t, x_0
         if sampler == "ddim":
             x_t = sampling.ddim_step(levels, x_t, x_0, t, s)
         else:
             x_t = sampling.dpmpp_step(levels, x_t, x_0, t, s, last)
-            last = (x_0, t) if t < asked else None
+            last = (x_0, t)
 
 
 def draw(lab: Lab, sampler: str, x_T: Tensor, steps: int, bar: tqdm) -> Tensor:
@@ -209,27 +205,19 @@ def slerp(start: Tensor, end: Tensor, fraction: float) -> Tensor:
 
 
 def part_e(lab: Lab, path: Path) -> dict[str, Any]:
-    """Draw a loop through five fabrics: even frames first, more where the fabric changes fast."""
-    first, most = MORPH_FRAMES
-    frames: dict[float, Tensor] = {}  # by place: 1.25 is a quarter of the way from fabric 1 to 2
-    wanted = [MORPH_FABRICS * i / first for i in range(first)]
-    with tqdm(total=0, unit="evaluation", desc="e") as bar:
-        while wanted:
-            bar.total += len(wanted) * MORPH_STEPS
-            x_T = torch.stack([slerp(lab.noise[int(place)],
-                                     lab.noise[(int(place) + 1) % MORPH_FABRICS], place % 1)
-                               for place in wanted])  # fmt: skip
-            batches = x_T.split(BATCH_SIZE[lab.device.type])
-            drawn = [draw(lab, "dpmpp", batch, MORPH_STEPS, bar) for batch in batches]
-            frames.update(zip(wanted, torch.cat(drawn), strict=True))
-            gaps = [(figures.distance(frames[a], frames[b % MORPH_FABRICS]), (a + b) / 2)
-                    for a, b in pairwise([*sorted(frames), MORPH_FABRICS])]  # fmt: skip
-            wanted = [middle for gap, middle in sorted(gaps, reverse=True) if gap > MORPH_CHANGE]
-            wanted = wanted[: max(0, most - len(frames))]
-    figures.film_morph(path, [frames[place] for place in sorted(frames)], MORPH_PIXELS, 60)
-    change = [gap for gap, _ in gaps]
+    """Draw a loop through five fabrics, in even steps from noise to noise."""
+    ends = [*lab.noise[:MORPH_FABRICS], lab.noise[0]]
+    x_T = torch.stack([slerp(start, end, i / MORPH_FRAMES)
+                       for start, end in pairwise(ends) for i in range(MORPH_FRAMES)])  # fmt: skip
+    with tqdm(total=len(x_T) * MORPH_STEPS, unit="evaluation", desc="e") as bar:
+        batches = x_T.split(BATCH_SIZE[lab.device.type])
+        frames = torch.cat([draw(lab, "dpmpp", batch, MORPH_STEPS, bar) for batch in batches])
+    figures.film_morph(path, frames, MORPH_PIXELS, 60)
+    change = [figures.distance(a, b) for a, b in pairwise([*frames, frames[0]])]
+    fabrics = frames[::MORPH_FRAMES]
     return {"fabrics": MORPH_FABRICS, "frames": len(frames), "steps_per_frame": MORPH_STEPS,
-            "largest_change": max(change), "mean_change": sum(change) / len(change)}  # fmt: skip
+            "largest_change": max(change), "mean_change": sum(change) / len(change),
+            "fabrics_apart": figures.distance(fabrics, fabrics.roll(1, 0))}  # fmt: skip
 
 
 PARTS = {  # a part draws the figure it is given the path of, and returns the numbers in it

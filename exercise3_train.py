@@ -22,7 +22,8 @@
     accelerate launch exercise3_train.py --train  the same run, shared by several GPUs
 
 One training step is Algorithm 1 of Ho et al. (2020, arXiv 2006.11239): take clean images x_0,
-draw a timestep t and noise epsilon for each, mix them to x_t, and let the U-Net guess epsilon.
+draw a timestep t and noise epsilon for each, mix them to x_t, and let the U-Net guess what is in
+it: by default v, a mixture of both (Salimans & Ho 2022, arXiv 2202.00512).
 Everything random about step k follows from (seed, k) alone, so a run that was interrupted and
 resumed ends in the same weights as one that was not.
 """
@@ -50,15 +51,12 @@ from ddpm_basics.model import build_diffusion
 from ddpm_basics.options import train_options
 from ddpm_basics.runs import Run
 from ddpm_basics.sampling import (
-    asinh_times,
-    asked_timesteps,
-    choose_times,
     dpmpp_step,
+    log_snr_times,
     noise_levels,
     predict_x_0,
     starting_noise,
 )
-from ddpm_basics.weight_files import load_weights
 
 # Settings. Each is the default of the command-line option of the same name.
 RANDOM_SEED = 42  # decides initial weights, data order, t and noise
@@ -81,21 +79,17 @@ MAX_GRADIENT_NORM = 1.0  # gradients are scaled down to this L2 norm
 EMA_DECAY = 0.9999  # upper bound of 1 - step^(-2/3), reached after a million steps
 NUM_SAMPLES = 16  # images in a progress sample
 SAMPLING_STEPS = 15  # of DPM-Solver++, for those
-MIN_SIGNAL = 0.03  # root of alpha-bar below which the network is not asked
 
-# --quick: these instead, and output paths of its own: many small steps of a narrow network that
-# predicts v (Salimans & Ho 2022). Multipliers of 1-2-4-8 made murkier fabrics in the same time.
+# --quick: these instead, and output paths of its own: many small steps of a narrow network.
+# Multipliers of 1-2-4-8 made murkier fabrics in the same time.
 QUICK = {
     "dim": 32,
     "dim_mults": (1, 2, 2, 4),
     "image_size": 32,
     "batch_size": 8,
-    "objective": "pred_v",
-    "min_snr": True,
-    "snr_plus_one": True,
     "lr": 1e-3,
     "lr_final": 5e-5,
-    "warmup_steps": 50,
+    "warmup": 50,
     "steps": 3000,
     "save_every": 500,
     "results_dir": Path("training_results/quick"),
@@ -148,19 +142,17 @@ def denoising_loss(
 ) -> Tensor:  # fmt: skip
     """Return the squared error of what the network predicts, weighted, per image: (n,).
 
-    With pred_noise and a weight of 1 it is the simple loss of Ho et al. (2020), equation 14.
-    `network` is diffusion.model, possibly wrapped for several processes; `weight` (T,) comes from
-    training.loss_weights.
+    With pred_noise and a weight of 1 it is the simple loss of Ho et al. (2020), equation 14; what
+    other weights (T,) make of it says training.loss_weights. `network` is diffusion.model, possibly
+    wrapped for several processes.
     """
     # Equation 4: root(alpha-bar) x_0 + root(1 - alpha-bar) noise, at any t in one step.
     x_t = diffusion.q_sample(x_0, t, noise)
     predicted = network(x_t, t)
-    if diffusion.objective == "pred_noise":
-        target = noise
-    elif diffusion.objective == "pred_x0":
-        target = x_0
-    else:  # pred_v, Salimans & Ho 2022
+    if diffusion.objective == "pred_v":  # root(alpha-bar) noise - root(1 - alpha-bar) x_0
         target = diffusion.predict_v(x_0, t, noise)
+    else:
+        target = noise if diffusion.objective == "pred_noise" else x_0
     return (predicted.float() - target).square().mean(dim=(1, 2, 3)) * weight[t]
 
 
@@ -204,17 +196,33 @@ def train_step(run: Run, network: torch.nn.Module, step: int) -> Tensor:
 def draw_samples(run: Run) -> None:
     """Draw sample-STEP.png: what the EMA network makes of the same noise at every save."""
     model = run.ema.ema_model.eval()
-    levels, asked = noise_levels(model), asked_timesteps(model, MIN_SIGNAL)
+    levels = noise_levels(model)
     seeds = range(run.options.seed, run.options.seed + NUM_SAMPLES)
     x_T, _ = starting_noise(seeds, run.images.shape[1:])
     x_t, last = x_T.to(run.device, memory_format=torch.channels_last), None
-    for t, s in pairwise(choose_times(levels, SAMPLING_STEPS, asked, asinh_times)):
+    for t, s in pairwise(log_snr_times(levels, SAMPLING_STEPS)):
         with autocast(run.device, run.precision):
-            x_0 = predict_x_0(model, levels, x_t, t, asked)
+            x_0 = predict_x_0(model, levels, x_t, t)
         x_t = dpmpp_step(levels, x_t, x_0, t, s, last)
-        last = (x_0, t) if t < asked else None
+        last = (x_0, t)
     sheet = tile((x_t.cpu() + 1) / 2, cell=160, title=f"Step {run.step:,}")
     save_picture(sheet, run.options.results_dir / f"sample-{run.step}.png")
+
+
+@torch.inference_mode()
+def fixed_losses(run: Run) -> dict[str, Tensor]:
+    """Return the EMA network's losses on fixed images, t and noise, sorted by t: (n,) each."""
+    model, size, losses = run.ema.ema_model.eval(), run.options.batch_size, {}
+    for name, images in {"train": run.images, "heldout": run.heldout}.items():
+        if images is None:
+            continue
+        numbers = training.fixed_numbers(run.options.seed, images.shape, TIMESTEPS, run.device)
+        rows = [slice(i, i + size) for i in range(0, len(numbers.t), size)]
+        batches = [make_batch(images, numbers, some) for some in rows]
+        with autocast(run.device, run.precision):
+            losses[name] = torch.cat([denoising_loss(model, model.model, run.loss_weights, *batch)
+                                      for batch in batches])  # fmt: skip
+    return losses
 
 
 def start(options: argparse.Namespace, team: Accelerator, precision: str) -> Run:
@@ -230,7 +238,7 @@ def start(options: argparse.Namespace, team: Accelerator, precision: str) -> Run
         options.schedule,
     )  # fmt: skip
     if options.init_weights:
-        copy_weights(options.init_weights, diffusion, options)
+        runs.copy_weights(options, diffusion)
     training.thrifty_norms(diffusion.model)
     keep_freed_memory()
     diffusion.to(team.device, memory_format=torch.channels_last)
@@ -242,7 +250,7 @@ def start(options: argparse.Namespace, team: Accelerator, precision: str) -> Run
         device=team.device,
         precision=precision,
         diffusion=diffusion,
-        loss_weights=training.loss_weights(diffusion, options.min_snr, options.snr_plus_one),
+        loss_weights=training.loss_weights(diffusion, options.loss_weight),
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(team.device.type, enabled=precision == "fp16"),
         ema=training.weight_average(diffusion, EMA_DECAY),
@@ -251,21 +259,6 @@ def start(options: argparse.Namespace, team: Accelerator, precision: str) -> Run
         digests=digests,
         config=runs.describe_run(options, digests, TIMESTEPS),
     )  # fmt: skip
-
-
-def copy_weights(path: Path, diffusion: GaussianDiffusion, options: argparse.Namespace) -> None:
-    """Start from the EMA weights of an earlier run; the noise schedule stays this run's own.
-
-    The network has no layer that depends on the image size, so weights trained at 32x32 are a good
-    start for 64x64. Raises UserError for a file that does not fit.
-    """
-    loaded, facts = load_weights(path)
-    then = f"{facts.dim} x {facts.dim_mults} with {facts.channels} channels"
-    now = f"{options.dim} x {tuple(options.dim_mults)} with 3 channels"
-    if then != now:
-        raise UserError(f"--init-weights {path} holds a network of width {then}, this run's is "
-                        f"{now}: name another file, or type --dim and --dim-mults.")  # fmt: skip
-    diffusion.model.load_state_dict(loaded.model.state_dict())
 
 
 def train(options: argparse.Namespace) -> None:
@@ -303,7 +296,7 @@ def train(options: argparse.Namespace) -> None:
             meter.add(loss, read=row_due)  # ends the run at a loss that is not finite
             stopping = stop.agreed(may_wait=row_due)  # after Ctrl-C: first what is due, then leave
             if row_due:
-                meter.write_row(with_fixed_losses=save_due)
+                meter.write_row(fixed_losses(run) if save_due else {})
             if save_due:
                 if team.is_main_process:
                     runs.save_checkpoint(run)

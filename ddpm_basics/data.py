@@ -15,10 +15,11 @@ from ddpm_basics.console import UserError
 from ddpm_basics.fabrics.folder import draw_fabrics
 from ddpm_basics.fabrics.manifest import MANIFEST, read_manifest
 from ddpm_basics.images import decode, find_images, label_of, read_folder
-from ddpm_basics.training import BINS, FIXED_IMAGES, spread
+from ddpm_basics.training import FIXED_IMAGES
 
 DEFAULT = Path("african_fabric_processed")
 MIN_IMAGES = 100  # fewer cannot teach a network of this kind anything but themselves
+MIN_HELDOUT = 10
 
 
 def provide(folder: Path) -> None:
@@ -61,7 +62,7 @@ def read_heldout(
         if team.is_main_process:
             draw_fabrics(folder, split="heldout", count=FIXED_IMAGES, size=manifest.size)
         team.wait_for_everyone()
-    return spread(torch.from_numpy(read_folder(folder, size, at_least=BINS).pixels))
+    return torch.from_numpy(read_folder(folder, size, at_least=MIN_HELDOUT).pixels)
 
 
 def survey(folder: Path, size: int) -> tuple[list[Path], list[Path]]:

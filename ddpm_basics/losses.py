@@ -17,7 +17,9 @@ from ddpm_basics.console import UserError
 from ddpm_basics.figures import plot_losses
 from ddpm_basics.files import write_atomically
 from ddpm_basics.runs import Run, not_finite_message
-from ddpm_basics.training import BINS, fixed_losses, learning_rate, spread
+from ddpm_basics.training import learning_rate
+
+QUARTERS = 4  # of all t, from nearly clean to nearly noise
 
 CSV_COLUMNS = [
     "step",
@@ -26,8 +28,8 @@ CSV_COLUMNS = [
     "images_per_second",
     "train_fixed",
     "heldout_fixed",
-    *(f"train_bin{i}" for i in range(BINS)),
-    *(f"heldout_bin{i}" for i in range(BINS)),
+    *(f"train_quarter{i}" for i in range(QUARTERS)),
+    *(f"heldout_quarter{i}" for i in range(QUARTERS)),
 ]
 
 
@@ -80,8 +82,11 @@ class Meter:
         steps = self.run.step - self.step
         return steps * self.run.effective_batch / (time.perf_counter() - self.started)
 
-    def write_row(self, with_fixed_losses: bool) -> None:
-        """Append a row to losses.csv: what came since the last one, and the fixed losses."""
+    def write_row(self, fixed: Mapping[str, Tensor]) -> None:
+        """Append a row to losses.csv: what came since the last one, and the fixed losses.
+
+        fixed: {name: losses (n,), sorted by t}, of which the mean and the quarters are kept.
+        """
         run = self.run
         row = {
             "step": run.step,
@@ -90,25 +95,16 @@ class Meter:
             "images_per_second": self.rate(),
         }
         run.pending = []
+        for name, losses in fixed.items():
+            row[f"{name}_fixed"] = losses.mean().item()
+            quarters = losses.tensor_split(QUARTERS)
+            row |= {f"{name}_quarter{i}": part.mean().item() for i, part in enumerate(quarters)}
         if run.accelerator.is_main_process:
-            append_losses(self.path, row | (measure_fixed_losses(run) if with_fixed_losses else {}))
+            append_losses(self.path, row)
 
     def restart(self) -> None:
         """Begin a new row: samples and checkpoints do not count as training for the pace."""
         self.step, self.started = self.run.step, time.perf_counter()
-
-
-def measure_fixed_losses(run: Run) -> dict[str, float]:
-    """Return the fixed losses on training and held-out images, their means and bins of t."""
-    row = {}
-    for name, images in {"train": spread(run.images), "heldout": run.heldout}.items():
-        if images is not None:
-            bins = fixed_losses(
-                run.ema.ema_model, images, run.options.seed, run.options.batch_size, run.precision
-            )
-            row[f"{name}_fixed"] = sum(bins) / BINS
-            row |= {f"{name}_bin{i}": value for i, value in enumerate(bins)}
-    return row
 
 
 def append_losses(path: Path, row: Mapping[str, float]) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 from ddpm_basics.console import new_parser, real_number, whole_number
 from ddpm_basics.sampling import SCHEDULES
 
-OBJECTIVES = ("pred_noise", "pred_v", "pred_x0")
+OBJECTIVES = ("pred_v", "pred_noise", "pred_x0")
+LOSS_WEIGHTS = ("min5", "simple")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 WEIGHTS = Path("models/ddpm_african_fabrics.pt")
@@ -39,7 +40,6 @@ def generate_options(
     seed: int,
     num_samples: int,
     steps: Mapping[str, int],
-    min_signal: float,
     batch_size: Mapping[str, int],
     output: str,
 ) -> argparse.Namespace:
@@ -56,8 +56,6 @@ def generate_options(
     defaults = ", ".join(f"{count} for {name}" for name, count in steps.items())
     add("--steps", type=whole_number(1), default=argparse.SUPPRESS,
         help=f"steps from noise to image (default: {defaults})")  # fmt: skip
-    add("--min-signal", type=real_number(0, 1), default=min_signal,
-        help="alpha_t below which x_t counts as noise and the network is not asked")  # fmt: skip
     add("--output", type=Path, default=output, help="the grid of images (.png)")
     add("--samples-dir", type=Path, default=argparse.SUPPRESS,
         help="folder for single images as well (default: none are written)")  # fmt: skip
@@ -103,6 +101,11 @@ def train_options(
         parser.set_defaults(**quick)
     options = parser.parse_args(argv)
     options.compile = getattr(options, "compile", None)
+    is_v = options.objective == "pred_v"
+    options.loss_weight = getattr(options, "loss_weight", "min5" if is_v else "simple")
+    if options.loss_weight == "min5" and not is_v:
+        parser.error(f"--loss-weight min5 weights the error of v: use it with --objective pred_v, "
+                     f"or --loss-weight simple with {options.objective}")  # fmt: skip
     halvings = len(options.dim_mults) - 1
     if options.image_size % 2**halvings:
         parser.error(f"--image-size must be a multiple of {2**halvings}: the U-Net halves it "
@@ -130,13 +133,10 @@ def training_parser(description: str, seed: int) -> argparse.ArgumentParser:
     add("--dim", type=count, help="channels of the U-Net at full resolution")
     add("--dim-mults", type=count, nargs="+", help="its channel multipliers")
     add("--schedule", choices=SCHEDULES, default="sigmoid", help="of noise")
-    add("--objective", choices=OBJECTIVES, default="pred_noise", help="what the network predicts")
-    add("--min-snr", action="store_true", help="weight the loss by min(SNR, 5) / SNR")
-    add(
-        "--snr-plus-one",
-        action="store_true",
-        help="weight the loss by 1 + 1/SNR: layout and colour settle sooner in short runs",
-    )
+    add("--objective", choices=OBJECTIVES, default="pred_v", help="what the network predicts")
+    add("--loss-weight", choices=LOSS_WEIGHTS, default=argparse.SUPPRESS,
+        help="min5: error of v times min(1, 5/SNR); simple: the library's own, error of the noise "
+        "at every t alike (default: min5 for pred_v, simple for the others)")  # fmt: skip
 
     training = parser.add_argument_group("training")
     add = training.add_argument
@@ -145,7 +145,7 @@ def training_parser(description: str, seed: int) -> argparse.ArgumentParser:
     add("--gradient-accumulate", type=count, help="passes per step")
     add("--lr", type=rate, help="learning rate of Adam")
     add("--lr-final", type=rate, help="cosine decay to this; constant if none")
-    add("--warmup-steps", type=whole_number(0), default=0, help="steps in which the rate rises")
+    add("--warmup", type=whole_number(0), default=0, help="steps in which the rate rises")
     add("--compile", choices=["on", "off"], default=argparse.SUPPRESS,
         help="torch.compile the network: minutes that a long run earns back (default: on for a "
         "GPU, off for a CPU)")  # fmt: skip

@@ -30,9 +30,9 @@ from ddpm_basics.files import (
     write_json,
 )
 from ddpm_basics.hardware import describe
-from ddpm_basics.weight_files import export_weights
+from ddpm_basics.weight_files import export_weights, load_weights
 
-FREE_SETTINGS = {"lr", "lr_final", "warmup_steps", "steps", "initial_weights"}  # on --resume
+FREE_SETTINGS = {"lr", "lr_final", "warmup", "steps", "initial_weights"}  # on --resume
 
 
 @dataclass
@@ -89,12 +89,11 @@ def describe_run(
         },
         "training": {
             "effective_batch": options.batch_size * options.gradient_accumulate,
-            "min_snr": options.min_snr,
-            "snr_plus_one": options.snr_plus_one,
+            "loss_weight": options.loss_weight,
             "seed": options.seed,
             "lr": options.lr,
             "lr_final": options.lr_final,
-            "warmup_steps": options.warmup_steps,
+            "warmup": options.warmup,
             "steps": options.steps,
             "initial_weights": options.init_weights and options.init_weights.name,
         },
@@ -330,6 +329,22 @@ def restore(run: Run, path: Path, state: dict[str, Any]) -> None:
     run.say(f"Resuming {path} at step {run.step:,}.")
 
 
+def copy_weights(options: argparse.Namespace, diffusion: GaussianDiffusion) -> None:
+    """Start from the EMA weights of an earlier run; the noise schedule stays this run's own.
+
+    The network has no layer that depends on the image size, so weights trained at 32x32 are a good
+    start for 64x64. Raises UserError for a file that does not fit.
+    """
+    loaded, facts = load_weights(options.init_weights)
+    then = f"{facts.dim} x {facts.dim_mults} with {facts.channels} channels"
+    now = f"{options.dim} x {tuple(options.dim_mults)} with 3 channels"
+    if then != now:
+        raise UserError(f"--init-weights {options.init_weights} holds a network of width {then}, "
+                        f"this run's is {now}: name another file, or type --dim and "
+                        "--dim-mults.")  # fmt: skip
+    diffusion.model.load_state_dict(loaded.model.state_dict())
+
+
 def compare_settings(run: Run, path: Path, state: Mapping[str, Any]) -> None:
     """Refuse to go on with another network, process, batch or data set than the run's own."""
     old, new = state.get("config", {}), run.config
@@ -351,7 +366,7 @@ def compare_settings(run: Run, path: Path, state: Mapping[str, Any]) -> None:
             "ones to resume it, or another --results-dir for a new run."
         )
     new["training"]["initial_weights"] = old["training"].get("initial_weights")
-    for key in ("lr", "lr_final", "warmup_steps"):
+    for key in ("lr", "lr_final", "warmup"):
         if old["training"].get(key) != new["training"][key]:
             run.say(f"Note: {key} was {old['training'].get(key)}, now {new['training'][key]}.")
 
@@ -376,5 +391,5 @@ def not_finite_message(run: Run, what: str) -> str:
     last = f"the last good checkpoint is {checkpoints[0]}" if checkpoints else "none was saved yet"
     return (
         f"{what} not finite, so training stopped; {last}. Try a smaller --lr (now "
-        f"{run.options.lr:g}), some --warmup-steps or --precision fp32, and go on with --resume."
+        f"{run.options.lr:g}), some --warmup or --precision fp32, and go on with --resume."
     )

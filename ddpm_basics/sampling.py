@@ -3,7 +3,7 @@
 The loop stands in the exercises:
 
     for t, s in pairwise(times):
-        x_0 = predict_x_0(diffusion, levels, x_t, t, asked)
+        x_0 = predict_x_0(diffusion, levels, x_t, t)
         x_t = ddim_step(levels, x_t, x_0, t, s)
 
 Images x_t and x_0 are [n, c, h, w] in [-1, 1], x_t beyond it by the noise; t and s are timesteps
@@ -13,7 +13,7 @@ from T - 1 down to 0, then -1 for the clean image.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 from ddpm_basics.console import UserError
 
 SCHEDULES = ("sigmoid", "cosine", "linear")  # of noise, that the library has
+NOISIEST = -4  # lambda: here the signal is 1/55 of the noise
 
 
 class Levels(NamedTuple):
@@ -77,66 +78,32 @@ def check_steps(timesteps: int, steps: int) -> None:
         raise UserError(f"{steps} steps are too many: the model has {timesteps} timesteps.")
 
 
-def asked_timesteps(diffusion: GaussianDiffusion, min_signal: float) -> int:
-    """Return n: the network is asked for x_0 at the timesteps t < n; beyond, 0 is taken.
-
-    x_0 = (x_t - sigma noise) / alpha: where alpha_t is tiny, the smallest error in the predicted
-    noise becomes a loud, wrong x_0, and sampling follows it. Below min_signal there is next to
-    nothing to be seen in x_t anyhow. Networks that predict x_0 or v divide by nothing and are
-    always asked.
-    """
-    if diffusion.objective != "pred_noise":
-        return int(diffusion.num_timesteps)
-    alpha = noise_levels(diffusion).alpha[:-1]
-    return max(1, sum(level >= min_signal for level in alpha))
-
-
-def choose_times(
-    levels: Levels, steps: int, asked: int, spread: Callable[[Levels, int], list[int]]
-) -> list[int]:
-    """Choose `steps` times from T - 1 down, then -1; spread (even_times, ...) those below `asked`.
-
-    One step is enough for the times at which the network is not asked, unless there are more
-    steps than times at which it is. A single step goes to the network. Raises UserError.
-    """
-    timesteps = len(levels.alpha) - 1
-    check_steps(timesteps, steps)
-    unasked = max(steps - asked, 1 if asked < timesteps else 0)
-    unasked = min(unasked, steps - 1)
-    below = Levels(*(level[:asked] + level[-1:] for level in levels))
-    return [*range(timesteps - 1, timesteps - 1 - unasked, -1), *spread(below, steps - unasked)]
-
-
 def even_times(levels: Levels, steps: int) -> list[int]:
     """Choose `steps` times from T - 1 down, evenly; the last entry, -1, is the clean image.
 
     These are the times of the library's ddim_sample: with 50 of 1000 steps 999, 979, ..., 19, -1.
     """
     timesteps = len(levels.alpha) - 1
+    check_steps(timesteps, steps)
     times: list[int] = torch.linspace(-1, timesteps - 1, steps + 1).int().tolist()
     return times[::-1]
 
 
-def asinh_times(levels: Levels, steps: int) -> list[int]:
-    """Choose `steps` times from T - 1 down, evenly in asinh((lambda + 1.7) / 1.8); then -1.
+def log_snr_times(levels: Levels, steps: int) -> list[int]:
+    """Choose `steps` times from T - 1 down, evenly in lambda = log(alpha / sigma); then -1.
 
-    On the clock of lambda = log(alpha / sigma) the times lie closest together at -1.7 and ever
-    farther apart on both sides; the last is one interval before t = 0. Evenly in t would leave
-    most of the way in lambda to a few steps: with the sigmoid schedule lambda runs from -7.5 to 4,
-    but from -0.9 to 0.9 during half of all t. Evenly in lambda would spend a quarter of 20 steps
-    on t below 30, where x_0 hardly changes any more. The two numbers were found by trial, on eight
-    fabrics of the bundled weights (the idea to fit the times to a network is that of Sabour 2024).
-    Beyond lambda = -5 there is nothing to be seen in x_t, so one step crosses whatever lies there,
-    and with it the interval on its border.
+    These are the times that DPM-Solver was made for (Lu 2022a, section 3.4). Evenly in t would
+    leave most of the way in lambda to a few steps: with the sigmoid schedule lambda runs from -7.5
+    to 4, but from -0.9 to 0.9 during half of all t. Noisier than NOISIEST there is nothing to be
+    seen in x_t, so one step crosses whatever lies there. Raises UserError.
     """
     timesteps = len(levels.alpha) - 1
-    place = [math.asinh((levels.log_snr(t) + 1.7) / 1.8) for t in range(timesteps)]
-    least = math.asinh((-5 + 1.7) / 1.8)
-    crossed = 1 if place[-1] < least and steps > 1 else 0  # intervals
-    wanted = torch.linspace(max(place[-1 - crossed], least), place[0], steps - crossed + 1)[:-1]
+    check_steps(timesteps, steps)
+    place = [levels.log_snr(t) for t in range(timesteps)]
+    wanted = torch.linspace(max(place[-1], NOISIEST), place[0], steps)
     nearest = (torch.tensor(place)[:, None] - wanted).abs().argmin(0).tolist()
     times = [timesteps - 1]
-    for left, t in zip(range(steps - 2, -1, -1), nearest[1 - crossed :], strict=True):
+    for left, t in zip(range(steps - 2, -1, -1), nearest[1:], strict=True):
         # Each time once, also where steps are many, and enough of them left for the rest.
         times.append(max(min(t, times[-1] - 1), left))
     return [*times, -1]
@@ -145,27 +112,21 @@ def asinh_times(levels: Levels, steps: int) -> list[int]:
 # ---- The guess of x_0 ----------------------------------------------------------------------------
 
 
-def predict_x_0(
-    diffusion: GaussianDiffusion, levels: Levels, x_t: Tensor, t: int, asked: int
-) -> Tensor:
+def predict_x_0(diffusion: GaussianDiffusion, levels: Levels, x_t: Tensor, t: int) -> Tensor:
     """Ask the network what the images x_t at timestep t looked like without noise.
 
-    At t >= asked (see asked_timesteps) the answer is 0 without asking. The result is clipped to
-    [-1, 1]: at t = 999 alpha_t is about 0.0005, so the division below turns a small error into an
-    enormous one. Under autocast the network computes in another precision; all else stays in
-    x_t's own.
+    The result is clipped to [-1, 1]. Under autocast the network computes in another precision; all
+    else stays in x_t's own.
     """
-    if t >= asked:
-        return torch.zeros_like(x_t)
     # One row for all images, which the network broadcasts: matrix products of the time embedding
     # are rounded differently for one row and for several, so an image would depend on its batch.
     output = diffusion.model(x_t, torch.full((1,), t, device=x_t.device)).to(x_t.dtype)
     alpha, sigma = levels.alpha[t], levels.sigma[t]
     x_0: Tensor = output
-    if diffusion.objective == "pred_noise":
-        x_0 = (x_t - sigma * output) / alpha
-    elif diffusion.objective == "pred_v":  # v = alpha noise - sigma x_0 (Salimans & Ho 2022)
+    if diffusion.objective == "pred_v":  # v = alpha noise - sigma x_0 (Salimans & Ho 2022)
         x_0 = alpha * x_t - sigma * output
+    elif diffusion.objective == "pred_noise":
+        x_0 = (x_t - sigma * output) / alpha
     return x_0.clamp(-1, 1)
 
 

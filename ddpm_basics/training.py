@@ -1,4 +1,4 @@
-"""One training step: random numbers, loss weights, learning rate, average, norms; fixed losses."""
+"""One training step: random numbers, loss weights, learning rate, average, norms; fixed numbers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,8 @@ from denoising_diffusion_pytorch import denoising_diffusion_pytorch as library
 from ema_pytorch import EMA
 from torch import Tensor
 
-from ddpm_basics.hardware import autocast
-from ddpm_basics.sampling import starting_noise
-
-MIN_SNR_GAMMA = 5  # Hang et al. 2023, used by --min-snr
-MAX_NOISY_WEIGHT = 50  # upper bound of 1 + 1/SNR, used by --snr-plus-one
-FIXED_IMAGES = 100  # images behind each fixed loss: ten for each of ten bins of t
-BINS = 10  # of t, for the fixed losses
+CLEAN = 5  # SNR beyond which an image is nearly clean, and its loss weighs less
+FIXED_IMAGES = 120  # behind each fixed loss: ten of each tradition
 
 
 # ---- Random numbers ------------------------------------------------------------------------------
@@ -31,7 +26,7 @@ class StepNumbers(NamedTuple):
 
     picked: Tensor  # (n,) which image
     flip: Tensor  # (n,) whether it is mirrored
-    t: Tensor  # (n,) timestep, 0 to T - 1
+    t: Tensor  # (n,) timestep, 0 to T - 1, evenly spread
     noise: Tensor  # (n, 3, H, W)
 
 
@@ -43,12 +38,17 @@ def draw_numbers(
     They follow from (seed, step) alone, so it does not matter where a run was interrupted; and all
     are drawn for the whole effective batch of `count` images, so it does not matter how many
     processes and passes it is then cut into. Another kind of device draws other numbers.
+
+    t is stratified: each is uniform, but together they are evenly spaced, so that the gradient
+    does not depend on the luck of the draw (Kingma et al. 2021, appendix I.1).
     """
     generator = seeded(f"{seed} step {step}", device)
+    shift = torch.rand(1, generator=generator, device=device)
+    place = torch.randperm(count, generator=generator, device=device) / count
     return StepNumbers(
         picked=image_order(seed, (step - 1) * count, count, data[0], device),
         flip=torch.rand(count, generator=generator, device=device) < 0.5,
-        t=torch.randint(timesteps, (count,), generator=generator, device=device),
+        t=((place + shift) % 1 * timesteps).long(),
         noise=torch.randn(count, *data[1:], generator=generator, device=device),
     )
 
@@ -73,28 +73,22 @@ def seeded(words: str, device: torch.device) -> torch.Generator:
 # ---- Loss weights and learning rate --------------------------------------------------------------
 
 
-def loss_weights(diffusion: GaussianDiffusion, min_snr: bool, snr_plus_one: bool) -> Tensor:
-    """Return the weight [T] of the loss at each timestep.
+def loss_weights(diffusion: GaussianDiffusion, name: str) -> Tensor:
+    """Return the weight [T] of the squared error of what the network predicts, at each timestep.
 
-    The library's own weight makes the loss of every objective the squared error of the noise (Ho
-    2020, equation 14). min_snr multiplies it by min(SNR, 5) / SNR (Hang et al. 2023, section 3.4):
-    nearly clean images are easy to denoise, and without it they take most of the gradient.
-    snr_plus_one multiplies it by 1 + 1/SNR, at most MAX_NOISY_WEIGHT, which makes it the squared
-    error of v (Salimans & Ho 2022, section 4): in nearly pure noise a small error of the noise is
-    a large one of the image, and there the colours and the layout are decided.
+    "simple" is the library's own: whatever the objective, the loss is then the squared error of
+    the noise (Ho 2020, equation 14), of which v's is 1 + 1/SNR times as much. "min5", for v, is
+    min(1, 5/SNR): the error of v, but of nearly clean images, which are easy to denoise and would
+    take most of the gradient, only as much as min-SNR weighting leaves them (Hang et al. 2023).
     """
-    weight: Tensor = diffusion.loss_weight.clone()
-    snr = diffusion.alphas_cumprod / (1 - diffusion.alphas_cumprod)
-    if min_snr:
-        weight *= snr.clamp(max=MIN_SNR_GAMMA) / snr
-    if snr_plus_one:
-        weight *= (1 + 1 / snr).clamp(max=MAX_NOISY_WEIGHT)
-    return weight
+    snr: Tensor = diffusion.alphas_cumprod / (1 - diffusion.alphas_cumprod)
+    weight: Tensor = diffusion.loss_weight
+    return weight.clone() if name == "simple" else (CLEAN / snr).clamp(max=1)
 
 
 def learning_rate(step: int, options: argparse.Namespace) -> float:
     """Learning rate of a step (from 1): linear warm-up, then constant or cosine to --lr-final."""
-    rate, warmup = float(options.lr), int(options.warmup_steps)
+    rate, warmup = float(options.lr), int(options.warmup)
     if step <= warmup:
         return rate * step / warmup
     if options.lr_final is None:
@@ -145,49 +139,21 @@ def thrifty_norms(unet: torch.nn.Module) -> None:
 # ---- Fixed losses: is it learning the fabrics, or these 1,059 images? ----------------------------
 
 
-def spread(images: Tensor) -> Tensor:
-    """Return FIXED_IMAGES of a sorted data set, evenly spread: every subfolder has its share."""
-    places = torch.linspace(0, len(images) - 1, min(FIXED_IMAGES, len(images)))
-    return images[places.round().long().to(images.device)]
+def fixed_numbers(seed: int, data: torch.Size, timesteps: int, device: torch.device) -> StepNumbers:
+    """Return the numbers behind a fixed loss on a data set of shape `data`, (N, 3, H, W).
 
-
-@torch.inference_mode()
-def fixed_losses(
-    model: GaussianDiffusion, images: Tensor, seed: int, batch_size: int, precision: str
-) -> list[float]:
-    """Return a network's unweighted noise error on uint8 images (n, 3, H, W), mean per bin of t.
-
-    Images, timesteps and noise are the same at every call, so that two steps of a run, or
-    training images and held-out ones, can be compared without the noise of the draw.
+    FIXED_IMAGES, or all: evenly spread over the sorted data set, so that every subfolder has its
+    share, in a fixed random order; none mirrored; t evenly spaced and rising; noise. All are the
+    same at every call, so that two steps of a run, or training images and held-out ones, can be
+    compared without the luck of the draw.
     """
-    model.eval()
-    device = images.device
-    t = fixed_timesteps(len(images), int(model.num_timesteps)).to(device)
-    noise = starting_noise(range(seed, seed + len(images)), images.shape[1:])[0].to(device)
-    errors = []
-    for first in range(0, len(images), batch_size):
-        chosen, times, epsilon = (x[first : first + batch_size] for x in (images, t, noise))
-        x_t = model.q_sample(chosen.float() / 127.5 - 1, times, epsilon)
-        with autocast(device, precision):
-            output = model.model(x_t, times)
-        guess = as_noise(model, x_t, times, output.float())
-        errors.append((guess - epsilon).square().mean(dim=(1, 2, 3)))
-    return [float(torch.cat(errors)[b::BINS].mean()) for b in range(BINS)]
-
-
-def fixed_timesteps(count: int, timesteps: int) -> Tensor:
-    """Return timesteps (count,): place i in bin i modulo BINS, each round in another part of it."""
-    place = torch.arange(count)
-    golden = 0.6180339887498949  # its multiples fill an interval evenly
-    within = (place // BINS * golden + 0.5) % 1
-    return ((place % BINS + within) * timesteps / BINS).long()
-
-
-def as_noise(model: GaussianDiffusion, x_t: Tensor, t: Tensor, output: Tensor) -> Tensor:
-    """Turn a network's output into its guess of the noise in x_t, whatever its objective is."""
-    if model.objective == "pred_noise":
-        return output
-    if model.objective == "pred_v":
-        output = model.predict_start_from_v(x_t, t, output)
-    noise: Tensor = model.predict_noise_from_start(x_t, t, output)
-    return noise
+    count = min(FIXED_IMAGES, data[0])
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.linspace(0, data[0] - 1, count).round().long()
+    numbers = StepNumbers(
+        picked=places[torch.randperm(count, generator=generator)],
+        flip=torch.zeros(count, dtype=torch.bool),
+        t=((torch.arange(count) + 0.5) * timesteps / count).long(),
+        noise=torch.randn(count, *data[1:], generator=generator),
+    )
+    return StepNumbers(*(column.to(device) for column in numbers))

@@ -67,7 +67,7 @@ class Facts:
 def load_weights(path: Path, image_size: int = 64) -> tuple[GaussianDiffusion, Facts]:
     """Load any of the four kinds of weight file into a network that fits it.
 
-    A Unet alone does not say its objective and schedule: pred_noise and sigmoid are assumed.
+    A Unet alone does not say its objective and schedule: pred_v and sigmoid are assumed.
     image_size counts where the file has none. Returns the diffusion in eval mode on the CPU, in
     fp32, and what was found. Raises UserError for everything that is no such file.
     """
@@ -190,7 +190,7 @@ def guess_shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def find_process(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Read T, schedule and objective from the buffers, which compute, and say what is assumed."""
     if "betas" not in state:
-        process = {"timesteps": 1000, "beta_schedule": "sigmoid", "objective": "pred_noise"}
+        process = {"timesteps": 1000, "beta_schedule": "sigmoid", "objective": "pred_v"}
         return process, ("objective", "schedule")
     return {
         "timesteps": len(state["betas"]),

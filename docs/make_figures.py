@@ -43,7 +43,7 @@ from ddpm_basics import figures, hardware, sampling  # noqa: E402
 from ddpm_basics.console import UserError, duration, new_parser, run_command  # noqa: E402
 from ddpm_basics.fabrics.folder import draw_fabrics  # noqa: E402
 from ddpm_basics.files import read_json, write_atomically, write_json  # noqa: E402
-from ddpm_basics.images import decode, find_images, from_picture, read_folder, tile  # noqa: E402
+from ddpm_basics.images import decode, find_images, from_picture, tile  # noqa: E402
 from ddpm_basics.losses import read_losses  # noqa: E402
 from ddpm_basics.model import build_diffusion  # noqa: E402
 from ddpm_basics.weight_files import load_weights  # noqa: E402
@@ -60,8 +60,6 @@ MACHINE = hardware.describe(hardware.pick_device("auto"))
 MAX_WIDTH = 1050  # pixels: figures are shown 700 wide, many screens have 1.5 to 2 pixels per point
 GAP = 4  # white pixels between the images of a frame
 SEED = 42  # of the first fabric in the sliders
-MIN_SIGNAL = 0.03  # exercise 1's
-NOISY_FABRICS = 120  # held-out fabrics that guessed colours are judged by
 
 
 # ---- Bookkeeping ---------------------------------------------------------------------------------
@@ -134,7 +132,7 @@ def run(command: str, folder: Path, key: str = "") -> None:
         keep_transcript(key, command=command, output=printed, seconds=seconds, hardware=MACHINE)
 
 
-# ---- Sliders and the noisy end: loops over the package's step rules ------------------------------
+# ---- Sliders: loops over the package's step rules ------------------------------------------------
 
 
 @cache
@@ -148,29 +146,26 @@ def load_network() -> tuple[GaussianDiffusion, torch.device, str]:
 
 
 @torch.inference_mode()
-def walk(
-    sampler: str, x_T: Tensor, steps: int, min_signal: float = MIN_SIGNAL
-) -> Iterator[tuple[int, Tensor, Tensor]]:
+def walk(sampler: str, x_T: Tensor, steps: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Walk from the noise x_T to images; yield t, x_t and the guess of x_0 at every step."""
     diffusion, device, precision = load_network()
     levels = sampling.noise_levels(diffusion)
-    asked = sampling.asked_timesteps(diffusion, min_signal)
-    spread = sampling.asinh_times if sampler == "dpmpp" else sampling.even_times
+    spread = sampling.log_snr_times if sampler == "dpmpp" else sampling.even_times
     x_t, last = x_T.to(device), None
-    for t, s in pairwise(sampling.choose_times(levels, steps, asked, spread)):
+    for t, s in pairwise(spread(levels, steps)):
         with hardware.autocast(device, precision):
-            x_0 = sampling.predict_x_0(diffusion, levels, x_t, t, asked)
+            x_0 = sampling.predict_x_0(diffusion, levels, x_t, t)
         yield t, x_t.cpu(), x_0.cpu()
         if sampler == "ddim":
             x_t = sampling.ddim_step(levels, x_t, x_0, t, s)
         else:
             x_t = sampling.dpmpp_step(levels, x_t, x_0, t, s, last)
-            last = (x_0, t) if t < asked else None
+            last = (x_0, t)
 
 
-def draw(sampler: str, x_T: Tensor, steps: int, min_signal: float = MIN_SIGNAL) -> Tensor:
+def draw(sampler: str, x_T: Tensor, steps: int) -> Tensor:
     """Draw the fabrics [n, 3, h, w] in [0, 1] that grow out of x_T."""
-    *_, (_, _, x_0) = walk(sampler, x_T, steps, min_signal)
+    *_, (_, _, x_0) = walk(sampler, x_T, steps)
     return (x_0 + 1) / 2
 
 
@@ -218,39 +213,6 @@ def make_sweep() -> None:
         rows.append({"steps": steps, "ddim_rmse": figures.distance(ddim, target),
                      "dpmpp_rmse": figures.distance(dpmpp, target)})  # fmt: skip
     publish_strip("sweep", frames, {"hardware": MACHINE, "frames": rows}, [WEIGHTS], 86)
-
-
-def make_noisy_end() -> None:
-    """What guesses in nearly pure noise are worth, and what comes of following them."""
-    record = {"hardware": MACHINE, "fabrics": NOISY_FABRICS, "min_signal": MIN_SIGNAL}
-    note(keep("noisy_end.json", {**record, "rows": judge_colours()}), [WEIGHTS])
-    rows = {"the network's guess followed at every t": 0.0,
-            "its guesses in nearly pure noise left out": MIN_SIGNAL}  # fmt: skip
-    sheets = [tile(draw("dpmpp", noise_of(8), 20, bound), 8, cell=124, gap=GAP, title=title)
-              for title, bound in rows.items()]  # fmt: skip
-    publish(tile(sheets, 1, gap=0), "noisy_end.webp", [WEIGHTS], quality=50)
-
-
-@torch.inference_mode()
-def judge_colours() -> list[dict[str, float]]:
-    """Measure how far the guessed mean colour of held-out fabrics is off, and that of grey."""
-    with tempfile.TemporaryDirectory() as folder:
-        draw_fabrics(Path(folder, "fabrics"), split="heldout", count=NOISY_FABRICS)
-        x_0 = torch.from_numpy(read_folder(Path(folder, "fabrics")).pixels) / 255 * 2 - 1
-    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
-    diffusion, device, precision = load_network()
-    levels, mean, rows = sampling.noise_levels(diffusion), x_0.mean((2, 3)), []
-    for t in (999, 998, 997, 996, 990, 980, 950, 900, 800):
-        x_t = (levels.alpha[t] * x_0 + levels.sigma[t] * noise).to(device)
-        with hardware.autocast(device, precision):
-            guesses = [sampling.predict_x_0(diffusion, levels, part, t, asked=1000).cpu()
-                       for part in x_t.split(12)]  # fmt: skip
-        rows.append({
-            "t": t, "alpha": levels.alpha[t], "enlarged": levels.sigma[t] / levels.alpha[t],
-            "network": figures.distance(torch.cat(guesses).mean((2, 3)), mean) / 2,
-            "grey": figures.distance(torch.zeros_like(mean), mean) / 2,
-        })  # fmt: skip
-    return rows
 
 
 # ---- What the exercises write --------------------------------------------------------------------

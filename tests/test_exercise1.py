@@ -93,7 +93,7 @@ def test_the_plain_command(cli, tiny_weights, tmp_path):
     assert len({image.tobytes() for image in images}) == 16
     weights, how, wrote = done.stdout.splitlines()
     for fact in ("models/ddpm_african_fabrics.pt: EMA weights, step 1,234", "width 8 x 1-2",
-                 "predicts the noise (pred_noise), sigmoid schedule, 1000 timesteps"):  # fmt: skip
+                 "predicts v (pred_v), sigmoid schedule, 1000 timesteps"):  # fmt: skip
         assert fact in weights
     assert how.startswith("DPM-Solver++, 20 steps, on ")
     assert how.endswith("(the classic way: --sampler ddim --steps 250)")
@@ -149,7 +149,7 @@ def test_grey_images_can_be_drawn(draw, tmp_path):
 def test_full_contrast(draw, tiny_weights, tmp_path):
     """The decoded files against the library's sample(): means, spreads, and every pixel."""
     # fp32 also where the hardware has bf16; and the library asks its network everywhere
-    exactly = ("--precision", "fp32", "--min-signal", 0, "--samples-dir", "fabrics")
+    exactly = ("--precision", "fp32", "--samples-dir", "fabrics")
     draw("--sampler", "ddim", "--steps", 10, "--num-samples", 6, "--seed", 3, *exactly)
     images = np.stack(list(fabrics(tmp_path / "fabrics").values())) / 255
 
@@ -253,7 +253,6 @@ def test_another_setting_is_refused_and_nothing_is_lost(draw, tmp_path):
         ("--seed", 1): "seed 42, now 1",
         ("--sampler", "ddim"): "sampler dpmpp, now ddim",
         ("--steps", 5): "steps 4, now 5",
-        ("--min-signal", 0): "min_signal 0.03, now 0.0",
         ("--precision", "bf16"): "precision fp32, now bf16",
         ("--weights", "others.pt"): "weights ",
         ("--seed", 1, "--steps", 5): "steps 4, now 5, seed 42, now 1",
@@ -340,7 +339,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_next_run_goes_on(cli, tiny_weight
 
 @pytest.mark.parametrize(
     "options",
-    ["--min-signal 1", "--num-samples 0", "--steps 2.5", "--device toaster", "--sampler euler",
+    ["--num-samples 0", "--steps 2.5", "--device toaster", "--sampler euler",
      "--seed -1", "--batch-size 0", "--precision fp8", "--image-size 0", "--nonsense", "stray"],
 )  # fmt: skip
 def test_wrong_usage(cli, tmp_path, options):
@@ -388,14 +387,13 @@ def test_constants_are_the_defaults(monkeypatch):
     monkeypatch.setattr(exercise1, "generate", asked.append)
     monkeypatch.setattr(exercise1, "RANDOM_SEED", 7)
     monkeypatch.setattr(exercise1, "NUM_SAMPLES", 3)
-    monkeypatch.setattr(exercise1, "MIN_SIGNAL", 0.01)
     monkeypatch.setattr(exercise1, "OUTPUT", "mine.png")
     monkeypatch.setitem(exercise1.SAMPLING_STEPS, "ddim", 33)
     for options in ([], ["--sampler", "ddim"], ["--sampler", "ddim", "--steps", "5"]):
         assert exercise1.main(options) == 0
     assert [options.steps for options in asked] == [20, 33, 5]
     plain = asked[0]
-    assert (plain.seed, plain.num_samples, plain.min_signal) == (7, 3, 0.01)
+    assert (plain.seed, plain.num_samples) == (7, 3)
     assert (plain.output, plain.samples_dir) == (Path("mine.png"), None)
 
 

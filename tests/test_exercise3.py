@@ -46,7 +46,7 @@ def test_network_and_process_are_the_courses(parsed):
     assert (options.data, options.batch_size, options.steps, options.lr) == (
         DEFAULT, 32, 100_000, 2e-4)  # fmt: skip
     assert (options.schedule, options.objective, options.lr_final) == (
-        "sigmoid", "pred_noise", None)  # fmt: skip
+        "sigmoid", "pred_v", None)  # fmt: skip
     diffusion = build_diffusion(options.dim, options.dim_mults, weights_on="meta")
     assert sum(p.numel() for p in diffusion.model.parameters()) == 35_711_491
 
@@ -86,6 +86,7 @@ def test_quick_gives_way_to_what_was_typed(parsed):
         ("--train --schedule cubic", "--schedule"),
         ("--train --device tpu", "--device"),
         ("--train --compile maybe", "--compile"),
+        ("--train --objective pred_noise --loss-weight min5", "--loss-weight min5 weights the"),
         ("--train --image-size 60", "--image-size must be a multiple of 8"),
         ("--train --quick --dim-mults 1 2 2 2 2 2 2", "--image-size must be a multiple of 64"),
         ("--train --dim 6", "--dim must be a multiple of 4"),

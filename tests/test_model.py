@@ -88,7 +88,7 @@ def test_the_bundled_file(tiny_weights):
     parameters = sum(p.numel() for p in make_diffusion().model.parameters())
     assert facts.describe(tiny_weights) == (
         f"{tiny_weights}: EMA weights, step 1,234, library 2.3.4; {parameters:,} parameters "
-        "(width 8 x 1-2, 3 channels); predicts the noise (pred_noise), sigmoid schedule, "
+        "(width 8 x 1-2, 3 channels); predicts v (pred_v), sigmoid schedule, "
         "1000 timesteps, 16 pixels"
     )
 

@@ -55,7 +55,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def logged(path, columns=("step", "loss", "learning_rate", "train_fixed", "train_bin3")):
+def logged(path, columns=("step", "loss", "learning_rate", "train_fixed", "train_quarter3")):
     """The rows of losses.csv without their times, which no two runs share."""
     return [tuple(row[column] for column in columns) for row in rows_of(path)]
 
@@ -139,11 +139,11 @@ def test_losses_fall_and_stand_in_a_table(whole_run):
     for row in rows:
         assert float(row["images_per_second"]) > 0
         for kind in ("train", "heldout"):
-            bins = [row[f"{kind}_bin{i}"] for i in range(10)]
+            quarters = [row[f"{kind}_quarter{i}"] for i in range(4)]
             if int(row["step"]) % 8:
-                assert {*bins, row[f"{kind}_fixed"]} == {""}, "only at a save"
+                assert {*quarters, row[f"{kind}_fixed"]} == {""}, "only at a save"
             else:
-                mean = np.mean([float(value) for value in bins])
+                mean = np.mean([float(value) for value in quarters])
                 assert float(row[f"{kind}_fixed"]) == pytest.approx(mean, rel=1e-4)
 
 
@@ -152,7 +152,7 @@ def test_run_json_says_how_it_was_made(whole_run):
     assert facts["command"].startswith("python ")
     assert "--heldout" in facts["command"]
     assert facts["network"] == {"dim": 8, "dim_mults": [1, 2], "channels": 3}
-    assert facts["process"] == {"image_size": 8, "timesteps": 1000, "objective": "pred_noise",
+    assert facts["process"] == {"image_size": 8, "timesteps": 1000, "objective": "pred_v",
                                 "beta_schedule": "sigmoid"}  # fmt: skip
     assert facts["data"]["images"] == 120
     expected = {"effective_batch": 8, "seed": 42, "lr": 5e-3, "steps": 24, "steps_done": 24,
@@ -164,7 +164,7 @@ def test_run_json_says_how_it_was_made(whole_run):
 
 def test_the_banner_says_what_one_must_know(whole_run):
     said = whole_run[1].stdout
-    for text in ("Device      CPU (", "fp32, compiled: no", "parameters, 8x8 images, pred_noise",
+    for text in ("Device      CPU (", "fp32, compiled: no", "parameters, 8x8 images, pred_v",
                  "120 images from", "12 held-out ones", "8 x 1 (accumulation) = 8",
                  "0 to 24: 2 passes over the data", "run/ every 8 steps, then run.pt", "Ctrl-C",
                  "--steps 24 --save-every 8", " --resume\n"):  # fmt: skip
@@ -194,7 +194,7 @@ def test_losses_csv_survives_a_torn_row(tmp_path):
     path = tmp_path / "losses.csv"
     trim_losses(path, 0)  # makes it, with nothing but the heads of its columns
     for step in (5, 10, 15, 20):
-        append_losses(path, {"step": step, "loss": 1 / step, "train_bin0": math.inf})
+        append_losses(path, {"step": step, "loss": 1 / step, "train_quarter0": math.inf})
     whole = path.read_text()
     path.write_text(whole + "25,0.0")
     assert [row["step"] for row in read_losses(path)] == [5, 10, 15, 20]
@@ -468,8 +468,8 @@ def test_other_settings_are_refused(resume):
         (["--dim", 16], "network.dim: 8 then, 16 now"),
         (["--batch-size", 16], "training.effective_batch: 8 then, 16 now"),
         (["--schedule", "linear"], "process.beta_schedule: sigmoid then, linear now"),
-        (["--objective", "pred_v"], "process.objective: pred_noise then, pred_v now"),
-        (["--min-snr"], "training.min_snr: False then, True now"),
+        (["--objective", "pred_noise"], "process.objective: pred_v then, pred_noise now"),
+        (["--loss-weight", "simple"], "training.loss_weight: min5 then, simple now"),
         (["--image-size", 16], "process.image_size: 8 then, 16 now"),
         (["--seed", 1], "training.seed: 42 then, 1 now"),
     ):

@@ -19,10 +19,9 @@ from ddpm_basics.hardware import autocast, prepare_to_sample
 from ddpm_basics.model import build_diffusion
 from ddpm_basics.options import WEIGHTS
 from ddpm_basics.sampling import (
-    asinh_times,
-    asked_timesteps,
-    choose_times,
+    NOISIEST,
     even_times,
+    log_snr_times,
     noise_levels,
     predict_x_0,
     starting_noise,
@@ -34,9 +33,9 @@ SHAPE = (3, 16, 16)
 SAMPLERS = ("ddim", "ddpm", "dpmpp")
 
 
-def draw(diffusion, sampler, steps, seeds=range(2), min_signal=0.0):
+def draw(diffusion, sampler, steps, seeds=range(2)):
     """Draw images with the loop of exercise 1."""
-    options = Namespace(sampler=sampler, steps=steps, min_signal=min_signal)
+    options = Namespace(sampler=sampler, steps=steps)
     return exercise1.draw(diffusion, list(seeds), options, tqdm(disable=True))
 
 
@@ -53,7 +52,8 @@ def quick(monkeypatch, trained):
     def forward(x_t, times, x_self_cond=None):
         levels = trained.sqrt_alphas_cumprod, trained.sqrt_one_minus_alphas_cumprod
         alpha, sigma = (level[times].reshape(-1, 1, 1, 1) for level in levels)
-        return sigma * (x_t - alpha * 0.3) / ((alpha * 0.25) ** 2 + sigma**2)
+        noise = sigma * (x_t - alpha * 0.3) / ((alpha * 0.25) ** 2 + sigma**2)
+        return (noise - sigma * x_t) / alpha  # v of that noise
 
     monkeypatch.setattr(trained.model, "forward", forward)
     return trained
@@ -64,8 +64,8 @@ def visited(monkeypatch):
     """Fills with (t, x_t, x_0) at every step of the loop."""
     seen = []
 
-    def note(diffusion, levels, x_t, t, asked):
-        x_0 = predict_x_0(diffusion, levels, x_t, t, asked)
+    def note(diffusion, levels, x_t, t):
+        x_0 = predict_x_0(diffusion, levels, x_t, t)
         seen.append((t, x_t, x_0))
         return x_0
 
@@ -121,7 +121,7 @@ def test_x_0_equals_the_library_for_every_objective(trained, objective):
         times = torch.full((len(x_T),), t)
         with torch.inference_mode():
             expected = diffusion.model_predictions(x_T, times, clip_x_start=True).pred_x_start
-            x_0 = predict_x_0(diffusion, noise_levels(diffusion), x_T, t, 1000)
+            x_0 = predict_x_0(diffusion, noise_levels(diffusion), x_T, t)
         # At t = 999 both divide by alpha_t = 0.0005, and their rounding grows with it.
         assert (x_0 - expected).abs().max() < (1e-3 if t == 999 else 1e-4)
 
@@ -136,7 +136,7 @@ SPREAD = 0.15
 class ExactMixture:
     """The perfect network for images of two pixels that follow a mixture of three Gaussians."""
 
-    objective, channels, image_size = "pred_noise", 2, (1, 1)
+    objective, channels, image_size = "pred_v", 2, (1, 1)
 
     def __init__(self, timesteps=10_000):  # so many that the grid is finer than any error
         self.betas = library.linear_beta_schedule(timesteps)
@@ -154,12 +154,13 @@ class ExactMixture:
         return (share[..., None] * means).sum(1)
 
     def model(self, x_t, times):
-        """The noise in images [n, 2, 1, 1] at times [n], in float64."""
+        """v of images [n, 2, 1, 1] at times [n], in float64."""
         assert x_t.dtype == torch.float64, "the sampler has dropped precision"
         alpha = self.sqrt_alphas_cumprod[times[0]]
         sigma = self.sqrt_one_minus_alphas_cumprod[times[0]]
         flat = x_t.flatten(1)
-        return ((flat - alpha * self.x_0(flat, alpha, sigma)) / sigma).reshape(x_t.shape)
+        v = (alpha * flat - self.x_0(flat, alpha, sigma)) / sigma
+        return v.reshape(x_t.shape)
 
     def exact(self, x_T):
         """Follow the probability-flow ODE, d(x/sigma)/d(lambda) = e^lambda x_0, to t = 0."""
@@ -198,8 +199,8 @@ def error(monkeypatch, exact):
     """error(sampler, steps): the root mean square distance to the exact answer."""
     monkeypatch.setattr(exercise1, "starting_noise", double_noise)
 
-    def measure(sampler, steps, min_signal=0.0, network=None):
-        images = draw(network or ExactMixture(), sampler, steps, range(64), min_signal)
+    def measure(sampler, steps):
+        images = draw(ExactMixture(), sampler, steps, range(64))
         assert images.dtype == torch.float64
         return (images.flatten(1) * 2 - 1 - exact).square().mean().sqrt().item()
 
@@ -227,72 +228,9 @@ def test_order_of_convergence(error, sampler, step_counts, low, high, last):
 
 
 def test_dpmpp_beats_ddim_with_far_fewer_steps(error):
-    """As exercise 1 draws: with its number of steps, and without asking in nearly pure noise."""
-    steps, min_signal = exercise1.SAMPLING_STEPS["dpmpp"], exercise1.MIN_SIGNAL
-    assert error("dpmpp", steps, min_signal) < error("ddim", 5 * steps // 2, min_signal)
-    assert error("dpmpp", 2 * steps, min_signal) < error("ddim", 10 * steps, min_signal)
-
-
-# ---- Where next to nothing is to be seen ---------------------------------------------------------
-
-
-class BlindInNoise(ExactMixture):
-    """Exact, but for a small error of the noise wherever alpha is below 0.03."""
-
-    def model(self, x_t, times):
-        noise = super().model(x_t, times)
-        return noise + 0.3 * (self.sqrt_alphas_cumprod[times[0]] < 0.03)
-
-
-@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 400), ("dpmpp", 40)])
-def test_min_signal_keeps_errors_in_pure_noise_out(error, sampler, steps):
-    spoilt, spared = (error(sampler, steps, bound, BlindInNoise()) for bound in (0, 0.03))
-    assert spared == error(sampler, steps, 0.03), "it was asked all the same"
-    assert spared < spoilt / 3
-    assert spared < 0.005, "what min_signal itself costs an exact network"
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("steps", [1, 2, 12, 1000])
-def test_below_min_signal_the_network_is_not_asked(monkeypatch, quick, visited, sampler, steps):
-    network, asked = quick.model.forward, []
-
-    def spy(x_t, times):
-        asked.append(times[0].item())
-        return network(x_t, times)
-
-    monkeypatch.setattr(quick.model, "forward", spy)
-    draw(quick, sampler, steps, [0], min_signal=0.03)
-    alpha, _ = noise_levels(quick)
-    assert len(visited) == steps
-    assert asked == [t for t, _, _ in visited if alpha[t] >= 0.03]
-    assert all((x_0 == 0).all() for t, _, x_0 in visited if alpha[t] < 0.03)
-    if steps > 1:
-        assert visited[0][0] == 999
-        assert max(asked) == 996
-        assert len(asked) == min(steps - 1, 997)
-
-
-def test_no_line_leads_through_what_the_network_has_not_seen(monkeypatch, quick):
-    real_step, lines = exercise1.dpmpp_step, []
-
-    def step(levels, x_t, x_0, t, s, last):
-        lines.append((t, last[1] if last else None))
-        return real_step(levels, x_t, x_0, t, s, last)
-
-    monkeypatch.setattr(exercise1, "dpmpp_step", step)
-    draw(quick, "dpmpp", 6, min_signal=0.03)
-    times = [t for t, _ in lines]
-    assert times[:2] == [999, 996]
-    assert [last for _, last in lines] == [None, None, *times[1:-1]]
-
-
-def test_networks_that_divide_by_nothing_are_always_asked(trained):
-    assert asked_timesteps(trained, 0) == 1000
-    assert asked_timesteps(trained, 0.03) == 997
-    for objective in ("pred_v", "pred_x0"):
-        diffusion = build_diffusion(8, (1, 2), 3, 16, objective=objective)
-        assert asked_timesteps(diffusion, 0.03) == 1000
+    steps = exercise1.SAMPLING_STEPS["dpmpp"]
+    assert error("dpmpp", steps) < error("ddim", 5 * steps // 2)
+    assert error("dpmpp", 2 * steps) < error("ddim", 10 * steps)
 
 
 # ---- What all samplers promise -------------------------------------------------------------------
@@ -368,15 +306,17 @@ def test_starting_noise_depends_on_the_seed_alone():
 # ---- Lists of times ------------------------------------------------------------------------------
 
 
-def test_dpmpp_takes_its_times_evenly_in_the_asinh_of_lambda():
-    """Up to the interval that crosses what cannot be seen; and one more would reach t = 0."""
+def test_dpmpp_takes_its_times_evenly_in_log_snr():
+    """From where something can be seen in x_t, whatever comes before, to t = 0."""
     levels = noise_levels(ExactMixture())
-    *times, end = asinh_times(levels, 20)
-    assert (times[0], end) == (9_999, -1)
-    places = [math.asinh((levels.log_snr(t) + 1.7) / 1.8) for t in [*times[2:], 0]]
-    gaps = torch.tensor(places).diff()
-    assert gaps.mean() > 0.1
-    assert gaps.max() - gaps.min() < 0.1 * gaps.mean(), "what moving to the nearest t brings"
+    *times, last, end = log_snr_times(levels, 20)
+    assert (times[0], last, end) == (9_999, 0, -1)
+    places = torch.tensor([levels.log_snr(t) for t in [*times[1:], 0]])
+    gaps = places.diff()
+    assert gaps.mean() == pytest.approx((levels.log_snr(0) - NOISIEST) / 19, rel=1e-3)
+    early = gaps[:12]  # later, where neighbouring t lie far apart in lambda, the nearest t counts
+    assert early.max() - early.min() < 0.01 * gaps.mean()
+    assert gaps.max() < 1.2 * gaps.mean()
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
@@ -387,12 +327,7 @@ def test_every_number_of_steps_has_its_times(schedule, timesteps):
     for steps in {1, 2, 3, 4, 5, 9, 20, 50, 333, 900, 999, timesteps}:
         if steps > timesteps:
             continue
-        for times in (
-            even_times(levels, steps),
-            asinh_times(levels, steps),
-            choose_times(levels, steps, timesteps - 3, even_times),
-            choose_times(levels, steps, timesteps - 3, asinh_times),
-        ):
+        for times in (even_times(levels, steps), log_snr_times(levels, steps)):
             assert len(times) == steps + 1
             assert times[0] == timesteps - 1 or steps == 1
             assert times[-1] == -1
@@ -400,9 +335,9 @@ def test_every_number_of_steps_has_its_times(schedule, timesteps):
 
 
 def test_more_steps_than_timesteps_are_refused(trained):
-    for spread in (even_times, asinh_times):
+    for spread in (even_times, log_snr_times):
         with pytest.raises(UserError, match=r"^1001 steps are too many: the model has 1000"):
-            choose_times(noise_levels(trained), 1001, 997, spread)
+            spread(noise_levels(trained), 1001)
 
 
 def test_the_default_number_of_steps_is_enough():
@@ -414,4 +349,3 @@ def test_the_default_number_of_steps_is_enough():
     ours = distance["DPM-Solver++", exercise1.SAMPLING_STEPS["dpmpp"]]
     assert ours <= distance["DDIM", 250]
     assert record["images"] >= 64
-    assert record["min_signal"] == exercise1.MIN_SIGNAL

@@ -69,8 +69,7 @@ def drawn(exercise1):
     device = torch.device("cpu")
     precision = pick_precision("auto", device)
     prepare_to_sample(diffusion, device, precision)
-    options = Namespace(seed=0, sampler="dpmpp", steps=8, min_signal=exercise1.MIN_SIGNAL,
-                        batch_size=8, samples_dir=None)  # fmt: skip
+    options = Namespace(seed=0, sampler="dpmpp", steps=8, batch_size=8, samples_dir=None)
     shown = exercise1.draw_all(diffusion, list(range(SAMPLES)), options, precision, False)
     return torch.stack([torch.from_numpy(from_picture(picture)) for picture in shown.values()])
 

@@ -15,15 +15,11 @@ from ddpm_basics.model import build_diffusion
 from ddpm_basics.options import OBJECTIVES
 from ddpm_basics.sampling import SCHEDULES
 from ddpm_basics.training import (
-    BINS,
     FIXED_IMAGES,
-    MAX_NOISY_WEIGHT,
     draw_numbers,
-    fixed_losses,
-    fixed_timesteps,
+    fixed_numbers,
     learning_rate,
     loss_weights,
-    spread,
     thrifty_norms,
 )
 
@@ -45,12 +41,11 @@ def numbers_of(step, seed=7, count=8, images=120, size=4):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("min_snr", [False, True])
-def test_loss_and_gradients_equal_the_librarys_forward(schedule, objective, min_snr):
+def test_simple_loss_and_gradients_equal_the_librarys_forward(schedule, objective):
     torch.manual_seed(0)
     unet = Unet(dim=8, dim_mults=(1, 2), channels=3, flash_attn=False)
     stock = GaussianDiffusion(unet, image_size=8, timesteps=1000, objective=objective,
-                              beta_schedule=schedule, min_snr_loss_weight=min_snr)  # fmt: skip
+                              beta_schedule=schedule)  # fmt: skip
     images = torch.rand(16, 3, 8, 8)
     torch.manual_seed(1)
     expected = stock(images)
@@ -58,8 +53,7 @@ def test_loss_and_gradients_equal_the_librarys_forward(schedule, objective, min_
     gradients = [p.grad.clone() for p in unet.parameters()]
 
     ours = build_diffusion(8, (1, 2), image_size=8, objective=objective, beta_schedule=schedule)
-    weights = loss_weights(ours, min_snr, snr_plus_one=False)
-    assert torch.allclose(weights, stock.loss_weight, rtol=1e-3)  # theirs are of fp64 numbers
+    weights = loss_weights(ours, "simple")
     ours.model.load_state_dict(unet.state_dict())
     ours.to(memory_format=torch.channels_last)
     torch.manual_seed(1)  # as the library draws them
@@ -67,27 +61,32 @@ def test_loss_and_gradients_equal_the_librarys_forward(schedule, objective, min_
     losses = ex3.denoising_loss(ours, ours.model, weights, images * 2 - 1, t, noise)
     losses.mean().backward()
     assert losses.shape == (16,)
-    assert losses.mean().item() == pytest.approx(expected.item(), rel=1e-4 if min_snr else 1e-6)
+    assert losses.mean().item() == pytest.approx(expected.item(), rel=1e-6)
     for gradient, parameter in zip(gradients, ours.model.parameters(), strict=True):
         error = (gradient - parameter.grad).norm() / gradient.norm().clamp(min=1e-12)
         assert error < 1e-4
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_snr_plus_one_makes_it_the_error_of_v(objective):
-    """Whatever the network predicts: the loss is the squared error of v that the library finds."""
-    diffusion = tiny_diffusion(objective=objective)
+def test_min5_is_the_error_of_v_held_down_where_images_are_clean():
+    diffusion = tiny_diffusion()
     before = diffusion.loss_weight.clone()
-    weights = loss_weights(diffusion, min_snr=False, snr_plus_one=True)
-    x_0, noise, t = torch.rand(32, 3, 8, 8), torch.randn(32, 3, 8, 8), torch.arange(32) * 30
+    x_0, noise, t = torch.rand(32, 3, 8, 8), torch.randn(32, 3, 8, 8), torch.arange(32) * 31
     with torch.no_grad():
+        weights = loss_weights(diffusion, "min5")
         losses = ex3.denoising_loss(diffusion, diffusion.model, weights, x_0, t, noise)
-        guess = diffusion.model_predictions(diffusion.q_sample(x_0, t, noise), t)
-        v = diffusion.predict_v(guess.pred_x_start, t, guess.pred_noise)
-        error = (v - diffusion.predict_v(x_0, t, noise)).square().mean(dim=(1, 2, 3))
-    assert losses.tolist() == pytest.approx(error.tolist(), rel=2e-3)
-    assert (weights / before).max() == pytest.approx(MAX_NOISY_WEIGHT)
+        alpha = diffusion.alphas_cumprod.sqrt()[t][:, None, None, None]
+        sigma = (1 - alpha**2).sqrt()
+        error = diffusion.model(alpha * x_0 + sigma * noise, t) - (alpha * noise - sigma * x_0)
+    snr = (alpha / sigma).square().flatten()
+    expected = error.square().mean(dim=(1, 2, 3)) * torch.minimum(torch.ones(32), 5 / snr)
+    assert losses.tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+    assert (snr > 5).sum() > 5 < (snr < 5).sum()
     assert torch.equal(diffusion.loss_weight, before), "it tells the objective of a weight file"
+    # In terms of the noise: what Hang et al. weight it by, times 1 + 1/SNR.
+    simple, every = loss_weights(diffusion, "simple"), diffusion.alphas_cumprod
+    every = every / (1 - every)
+    theirs = every.clamp(max=5) / every
+    assert torch.allclose(weights / simple, theirs * (1 + 1 / every), rtol=1e-3)
 
 
 def test_bf16_loss_is_within_two_percent():
@@ -102,11 +101,11 @@ def test_bf16_loss_is_within_two_percent():
 
 
 def test_learning_rate_schedule():
-    options = SimpleNamespace(lr=1e-3, lr_final=1e-4, warmup_steps=10, steps=110)
+    options = SimpleNamespace(lr=1e-3, lr_final=1e-4, warmup=10, steps=110)
     expected = {1: 1e-4, 5: 5e-4, 10: 1e-3, 60: 5.5e-4, 110: 1e-4, 200: 1e-4}
     for step, rate in expected.items():
         assert learning_rate(step, options) == pytest.approx(rate)
-    options = SimpleNamespace(lr=2e-4, lr_final=None, warmup_steps=0, steps=10)
+    options = SimpleNamespace(lr=2e-4, lr_final=None, warmup=0, steps=10)
     assert {learning_rate(step, options) for step in (1, 10, 500)} == {2e-4}
 
 
@@ -234,11 +233,16 @@ def test_batches_hold_the_images_half_of_them_mirrored():
 
 
 def test_t_is_uniform_and_noise_standard_normal():
-    numbers = [numbers_of(step, count=500, size=8) for step in range(1, 21)]
-    t = torch.cat([one.t for one in numbers])
-    counts = torch.bincount(t * 20 // 1000, minlength=20)
-    assert len(counts) == 20
-    assert ((counts - 500) ** 2 / 500).sum() < 43.8  # chi-square, 19 degrees: one in 1,000
+    numbers = [numbers_of(step, count=32, size=8) for step in range(1, 313)]
+    for part in (slice(None), slice(0, 1)):  # all together, and each place on its own
+        t = torch.cat([one.t[part] for one in numbers])
+        counts, mean = torch.bincount(t * 20 // 1000, minlength=20), len(t) / 20
+        assert len(counts) == 20
+        assert ((counts - mean) ** 2 / mean).sum() < 43.8  # chi-square, 19 degrees: 1 in 1,000
+    for one in numbers:  # stratified: one in each thirty-second part of all t, in random order
+        gaps = one.t.sort().values.diff()
+        assert 31 <= gaps.min() <= gaps.max() <= 32
+        assert not (one.t.diff() > 0).all()
     noise = torch.cat([one.noise for one in numbers]).flatten(1)
     for power, moment in {1: 0, 2: 1, 3: 0, 4: 3}.items():
         assert noise.pow(power).mean() == pytest.approx(moment, abs=0.05)
@@ -249,55 +253,28 @@ def test_t_is_uniform_and_noise_standard_normal():
 # ---- Fixed losses --------------------------------------------------------------------------------
 
 
+def fixed(images, seed=42):
+    return fixed_numbers(seed, torch.Size((images, 3, 8, 8)), 1000, CPU)
+
+
 def test_fixed_images_come_from_every_folder():
-    chosen = spread(torch.arange(1059))
-    assert len(chosen) == FIXED_IMAGES
-    counts = torch.bincount(chosen * 12 // 1059, minlength=12)  # twelve traditions in a row
-    assert counts.min() >= 8
-    assert counts.max() <= 9
-    assert spread(torch.arange(12)).tolist() == list(range(12))
+    picked = fixed(1059).picked
+    assert len(set(picked.tolist())) == FIXED_IMAGES
+    counts = torch.bincount(picked * 12 // 1059, minlength=12)  # twelve traditions in a row
+    assert counts.min() >= 9
+    assert counts.max() <= 11
+    early = torch.bincount(picked[: FIXED_IMAGES // 2] * 12 // 1059, minlength=12)
+    assert early.min() >= 1, "a tradition has nothing but noisy images"
+    assert sorted(fixed(12).picked.tolist()) == list(range(12))
 
 
-def test_fixed_timesteps_fill_their_bins():
-    t = fixed_timesteps(FIXED_IMAGES, 1000)
-    for b in range(BINS):
-        assert (t[b::BINS] // 100 == b).all()
-        assert t[b::BINS].sort().values.diff().max() <= 20, "they are all in one corner"
-
-
-def test_fixed_losses_are_the_same_at_every_call():
-    diffusion = tiny_diffusion()
-    images = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8)
-    first = fixed_losses(diffusion, images, 42, 8, "fp32")
-    torch.manual_seed(9)
-    assert fixed_losses(diffusion, images, 42, 8, "fp32") == first
-    assert fixed_losses(diffusion, images, 42, 40, "fp32") == pytest.approx(first, rel=1e-4)
-    assert fixed_losses(diffusion, images, 42, 8, "bf16") == pytest.approx(first, rel=0.02)
-    assert fixed_losses(diffusion, images, 43, 8, "fp32") != first
-    assert len(set(first)) == BINS
-
-
-class Oracle(torch.nn.Module):
-    """Knows that every image is x_0, and answers what the objective asks for."""
-
-    def __init__(self, diffusion, x_0):
-        super().__init__()
-        self.process, self.x_0 = [diffusion], x_0  # in a list: not a part of this module
-
-    def forward(self, x_t, t):
-        diffusion, x_0 = self.process[0], torch.full_like(x_t, self.x_0)
-        noise = diffusion.predict_noise_from_start(x_t, t, x_0)
-        v = diffusion.predict_v(x_0, t, noise)
-        return {"pred_noise": noise, "pred_x0": x_0, "pred_v": v}[diffusion.objective]
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_fixed_losses_are_errors_of_the_noise_for_every_objective(objective):
-    diffusion = tiny_diffusion(objective=objective)
-    images = torch.full((100, 3, 8, 8), 51, dtype=torch.uint8)  # -0.6
-    diffusion.model = Oracle(diffusion, -0.6)
-    assert max(fixed_losses(diffusion, images, 42, 50, "fp32")) < 1e-4
-    if objective == "pred_noise":
-        diffusion.model.forward = lambda x_t, t: torch.zeros_like(x_t)
-        nothing = fixed_losses(diffusion, images, 42, 50, "fp32")
-        assert nothing == pytest.approx([1] * BINS, abs=0.15)
+def test_fixed_numbers_are_the_same_at_every_call():
+    one, two, other = fixed(1059), fixed(1059), fixed(1059, seed=43)
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(one.t, other.t)
+    assert not torch.equal(one.noise, other.noise)
+    assert not one.flip.any()
+    assert set(one.t.diff().tolist()) <= {8, 9}, "t is evenly spaced"
+    assert (one.t[0], one.t[-1]) == (4, 995)
+    assert one.noise.std() == pytest.approx(1, abs=0.02)

@@ -6,9 +6,7 @@ from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 SIZE = 16  # pixels per side
 
 
-def make_diffusion(
-    objective="pred_noise", beta_schedule="sigmoid", channels=3, timesteps=1000, **more
-):
+def make_diffusion(objective="pred_v", beta_schedule="sigmoid", channels=3, timesteps=1000, **more):
     """The same untrained network each time."""
     torch.manual_seed(1)
     unet = Unet(dim=8, dim_mults=(1, 2), channels=channels, flash_attn=False)

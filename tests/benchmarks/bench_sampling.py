@@ -30,7 +30,7 @@ from denoising_diffusion_pytorch import GaussianDiffusion  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import exercise1_generate as exercise1  # noqa: E402
-from ddpm_basics import hardware, sampling  # noqa: E402
+from ddpm_basics import hardware  # noqa: E402
 from ddpm_basics.console import new_parser  # noqa: E402
 from ddpm_basics.files import write_json  # noqa: E402
 from ddpm_basics.options import DEVICES, PRECISIONS, default_weights  # noqa: E402
@@ -101,20 +101,12 @@ def time_drawing(weights, device, precision, count):
     hardware.prepare_to_sample(diffusion, device, precision)
 
     def draw(steps):
-        ours = Namespace(seed=0, sampler="dpmpp", min_signal=exercise1.MIN_SIGNAL, steps=steps,
+        ours = Namespace(seed=0, sampler="dpmpp", steps=steps,
                          batch_size=None, samples_dir=None)  # fmt: skip
         exercise1.draw_all(diffusion, list(range(count)), ours, precision, True)
 
     draw(2)  # warm-up
     return timed(lambda: draw(OUR_STEPS), device)
-
-
-def default_evaluations(diffusion):
-    """Count how often exercise 1 asks the network for an image, with its default sampler."""
-    asked = sampling.asked_timesteps(diffusion, exercise1.MIN_SIGNAL)
-    levels = sampling.noise_levels(diffusion)
-    times = sampling.choose_times(levels, OUR_STEPS, asked, sampling.asinh_times)
-    return sum(0 <= t < asked for t in times)
 
 
 def time_command(weights, options):
@@ -134,7 +126,6 @@ def measure(options, weights):
     precision = hardware.pick_precision(options.precision, device)
     diffusion, facts = load_weights(weights)
     operations = operations_per_image(diffusion)
-    count = default_evaluations(diffusion)
     rates = {name: matrix_rate(device, name) for name in {"fp32", precision}}
     record = {
         "hardware": {
@@ -157,8 +148,8 @@ def measure(options, weights):
     drawing = [time_drawing(weights, device, precision, options.images) for _ in range(RUNS_AFTER)]
     for name, per_image, used, runs in (
         ("stock: sample(), DDIM", STOCK_STEPS, "fp32", [stock_seconds]),
-        ("ours: drawing", count, precision, drawing),
-        ("ours: whole command", count, precision, command),
+        ("ours: drawing", OUR_STEPS, precision, drawing),
+        ("ours: whole command", OUR_STEPS, precision, command),
     ):
         evaluations, seconds = per_image * options.images, statistics.median(runs)
         record["rows"].append({

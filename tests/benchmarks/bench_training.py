@@ -58,9 +58,9 @@ def our_variant(args, device, folder, precision, compiled):
     """Our training step in one precision, eager or compiled; returns the same kind of function."""
     options = Namespace(
         data=args.data, heldout=None, image_size=args.image_size, dim=args.dim,
-        dim_mults=args.dim_mults, schedule="sigmoid", objective="pred_noise", min_snr=False,
-        snr_plus_one=False, steps=exercise3.TRAIN_STEPS, batch_size=args.batch_size,
-        gradient_accumulate=1, lr=2e-4, lr_final=None, warmup_steps=0, init_weights=None,
+        dim_mults=args.dim_mults, schedule="sigmoid", objective="pred_v", loss_weight="min5",
+        steps=exercise3.TRAIN_STEPS, batch_size=args.batch_size,
+        gradient_accumulate=1, lr=2e-4, lr_final=None, warmup=0, init_weights=None,
         seed=exercise3.RANDOM_SEED, results_dir=Path(folder),
     )  # fmt: skip
     exercise3.data.read_heldout = lambda *_: None  # not part of what is timed

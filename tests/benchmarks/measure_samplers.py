@@ -52,7 +52,7 @@ def distances(diffusion, seeds, precision, bar):
     """Draw these seeds with every sampler; return {"dpmpp 20": [distance of each image], ...}."""
 
     def draw(sampler, steps):
-        how = Namespace(sampler=sampler, steps=steps, min_signal=exercise1.MIN_SIGNAL)
+        how = Namespace(sampler=sampler, steps=steps)
         with hardware.autocast(diffusion.betas.device, precision):
             return exercise1.draw(diffusion, seeds, how, bar)
 
@@ -93,8 +93,7 @@ def main(argv=None):
     diffusion, facts = load_weights(options.weights)
     hardware.prepare_to_sample(diffusion, device, precision)
     record = {"weights": file_digest(options.weights), "step": facts.step,
-              "image_size": facts.image_size, "precision": precision,
-              "min_signal": exercise1.MIN_SIGNAL}  # fmt: skip
+              "image_size": facts.image_size, "precision": precision}  # fmt: skip
     earlier = read_json(options.output) or {}
     same = all(earlier.get(key) == value for key, value in record.items())
     record["distances"] = earlier["distances"] if same else {}
