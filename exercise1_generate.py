@@ -14,16 +14,17 @@
 """Exercise 1 (execute): draw new fabrics from noise with a trained diffusion model.
 
     python exercise1_generate.py                                 16 fabrics, 20 steps each
+    python exercise1_generate.py --label kente --guidance 3      of one tradition, and more of it
+    python exercise1_generate.py --label none                    whatever comes, in half the time
     python exercise1_generate.py --seed 7 --num-samples 36       others, and more of them
     python exercise1_generate.py --sampler ddim --steps 250      the classic way, slower
     python exercise1_generate.py --samples-dir fabrics           one file per image as well
     accelerate launch exercise1_generate.py --samples-dir fabrics --num-samples 10000
 
-Writes exercise1_output.png, a grid. Image i depends on seed + i alone, so image 3 of seed 42 is
-image 0 of seed 45; batch size, number of images and number of processes change nothing but the
-last bits. A samples folder holds the images of one setting (weights, sampler, steps, seed, ...),
-which stands in its generation.json; run again with the same setting, and only missing images are
-drawn.
+Writes exercise1_output.png, a grid. Image i depends on seed + i and its label alone; batch size,
+number of images and number of processes change nothing but the last bits. A samples folder holds
+the images of one setting (weights, label, sampler, steps, seed, ...), which stands in its
+generation.json; run again with the same setting, and only missing images are drawn.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ from ddpm_basics.console import UserError, duration, run_command
 from ddpm_basics.files import check_output, file_digest
 from ddpm_basics.hardware import autocast, describe, pick_device, pick_precision, prepare_to_sample
 from ddpm_basics.images import save_picture, tile, to_picture
-from ddpm_basics.options import generate_options
+from ddpm_basics.model import label_vectors
+from ddpm_basics.options import choose_labels, generate_options
 from ddpm_basics.sample_folder import claim_folder, image_path, missing_images, recorded_precision
 from ddpm_basics.sampling import (
     ancestral_step,
@@ -62,6 +64,8 @@ from ddpm_basics.weight_files import Facts, load_weights
 
 RANDOM_SEED = 42  # image i is drawn from the noise of RANDOM_SEED + i
 NUM_SAMPLES = 16  # images
+LABEL = "all"  # what to draw: a tradition, all of them in turn, or none
+GUIDANCE = 2.0  # how much of its label: 0 nothing, 1 as trained, above 1 exaggerated
 SAMPLING_STEPS = {"dpmpp": 20, "ddim": 250, "ddpm": 1000}
 BATCH_SIZE = {"cpu": 8, "mps": 16, "cuda": 64}  # images the network sees at once
 GRID_LIMIT = 64  # images in the grid; a samples folder holds all of them
@@ -72,16 +76,17 @@ SAMPLER_NAMES = {"dpmpp": "DPM-Solver++", "ddim": "DDIM", "ddpm": "ancestral sam
 
 @torch.inference_mode()
 def draw(
-    diffusion: GaussianDiffusion, seeds: list[int], options: argparse.Namespace, bar: tqdm
-) -> torch.Tensor:
-    """Walk from noise to images [n, c, h, w] in [0, 1], one for each seed."""
+    diffusion: GaussianDiffusion, seeds: list[int], labels: torch.Tensor | None,
+    options: argparse.Namespace, bar: tqdm,
+) -> torch.Tensor:  # fmt: skip
+    """Walk from noise to images [n, c, h, w] in [0, 1], one for each seed and label vector."""
     levels = noise_levels(diffusion)
     spread = log_snr_times if options.sampler == "dpmpp" else even_times
 
     x_T, generators = starting_noise(seeds, (diffusion.channels, *diffusion.image_size))
     x_t, last = x_T.to(diffusion.betas.device), None
     for t, s in pairwise(spread(levels, options.steps)):
-        x_0 = predict_x_0(diffusion, levels, x_t, t)
+        x_0 = predict_x_0(diffusion, levels, x_t, t, labels, options.guidance)
         if options.sampler == "ddpm":
             x_t = ancestral_step(levels, x_t, x_0, t, s, generators)
         elif options.sampler == "ddim":
@@ -107,7 +112,9 @@ def draw_all(
         autocast(device, precision),
     ):
         for batch in batches:
-            images = draw(diffusion, [options.seed + index for index in batch], options, bar)
+            seeds = [options.seed + index for index in batch]
+            labels = label_vectors(diffusion, options.labels, batch)
+            images = draw(diffusion, seeds, labels, options, bar)
             for index, image in zip(batch, images.cpu(), strict=True):
                 picture = to_picture(image)
                 if options.samples_dir:
@@ -121,7 +128,8 @@ def claim_outputs(options: argparse.Namespace, facts: Facts, precision: str) -> 
     """Refuse, before any work, what cannot be written or would mix images of two settings."""
     check_output(options.output, ".png", may_replace=str(options.output) == OUTPUT)
     if options.samples_dir:
-        settings = {key: getattr(options, key) for key in ("sampler", "steps", "seed")}
+        keys = ("labels", "guidance", "sampler", "steps", "seed")
+        settings = {key: getattr(options, key) for key in keys}
         settings |= {"image_size": facts.image_size, "precision": precision}
         claim_folder(options.samples_dir, {"weights": file_digest(options.weights), **settings})
     elif options.num_samples > GRID_LIMIT:
@@ -131,15 +139,21 @@ def claim_outputs(options: argparse.Namespace, facts: Facts, precision: str) -> 
         )
 
 
+def setting(options: argparse.Namespace) -> str:
+    """Say how the images are drawn."""
+    guided = f", guidance {options.guidance:g}" if options.labels else ""
+    return f"{SAMPLER_NAMES[options.sampler]}, {options.steps} steps{guided}"
+
+
 def write_grid(options: argparse.Namespace, shown: dict[int, Image.Image]) -> None:
     """Write the grid; images that an earlier run has drawn come from the samples folder."""
     count = min(options.num_samples, GRID_LIMIT)
     pictures = [
         shown.get(i) or Image.open(image_path(options.samples_dir, i)) for i in range(count)
     ]
-    name = SAMPLER_NAMES[options.sampler]
-    title = f"{count} new fabrics: {name}, {options.steps} steps, seed {options.seed}"
-    save_picture(tile(pictures, cell=160, title=title), options.output)
+    title = f"{count} new fabrics: {setting(options)}, seed {options.seed}"
+    captions = [options.labels[i % len(options.labels)] for i in range(count) if options.labels]
+    save_picture(tile(pictures, cell=160, title=title, captions=captions), options.output)
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -155,10 +169,11 @@ def generate(options: argparse.Namespace) -> None:
     precision = pick_precision(options.precision, device)
     diffusion, facts = load_weights(options.weights, options.image_size)
     check_steps(facts.timesteps, options.steps)
+    choose_labels(options, facts.labels, LABEL, GUIDANCE)
     if team.is_main_process:
         print(facts.describe(options.weights))
-        print(f"{SAMPLER_NAMES[options.sampler]}, {options.steps} steps, on {describe(device)} in "
-              f"{precision} (the classic way: --sampler ddim --steps 250)")  # fmt: skip
+        print(f"{setting(options)}, on {describe(device)} in {precision} "
+              "(the classic way: --sampler ddim --steps 250)")  # fmt: skip
         claim_outputs(options, facts, precision)
     team.wait_for_everyone()
 
@@ -187,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the exercise; return the exit code."""
     options = generate_options(
         argv, __doc__.split("\n\n")[0], seed=RANDOM_SEED, num_samples=NUM_SAMPLES,
-        steps=SAMPLING_STEPS, batch_size=BATCH_SIZE, output=OUTPUT,
+        label=LABEL, guidance=GUIDANCE, steps=SAMPLING_STEPS, batch_size=BATCH_SIZE, output=OUTPUT,
     )  # fmt: skip
     return run_command(
         lambda: generate(options),

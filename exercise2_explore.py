@@ -49,11 +49,12 @@ from ddpm_basics import figures, hardware, sampling
 from ddpm_basics.console import duration, run_command
 from ddpm_basics.files import check_folder, write_json
 from ddpm_basics.images import decode, find_images, from_picture
-from ddpm_basics.model import build_diffusion
+from ddpm_basics.model import build_diffusion, label_vectors
 from ddpm_basics.options import explore_options
 from ddpm_basics.weight_files import load_weights
 
 RANDOM_SEED = 42  # decides the noise that fabrics grow out of, and which training fabric is shown
+GUIDANCE = 2.0  # how much of its label a fabric gets: 0 nothing, 1 as trained
 SAMPLING_STEPS = {"dpmpp": 20, "ddim": 250}  # where a part names no others
 
 # Part a
@@ -87,17 +88,24 @@ class Lab:
     device: torch.device
     precision: str
     noise: Tensor  # x_T [n, c, h, w] of the first fabrics from --seed on
+    labels: Tensor | None  # [n, 4 dim], the traditions in turn; None where the network knows none
+
+    def first(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """Return noise and labels of the first fabrics."""
+        return self.noise[:count], None if self.labels is None else self.labels[:count]
 
 
 @torch.inference_mode()
-def walk(lab: Lab, sampler: str, x_T: Tensor, steps: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+def walk(
+    lab: Lab, sampler: str, x_T: Tensor, labels: Tensor | None, steps: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Walk from the noise x_T to images; yield t, x_t and the guess of x_0 at every step."""
     levels = sampling.noise_levels(lab.diffusion)
     spread = sampling.log_snr_times if sampler == "dpmpp" else sampling.even_times
     x_t, last = x_T.to(lab.device), None
     for t, s in pairwise(spread(levels, steps)):
         with hardware.autocast(lab.device, lab.precision):
-            x_0 = sampling.predict_x_0(lab.diffusion, levels, x_t, t)
+            x_0 = sampling.predict_x_0(lab.diffusion, levels, x_t, t, labels, GUIDANCE)
         yield t, x_t, x_0
         if sampler == "ddim":
             x_t = sampling.ddim_step(levels, x_t, x_0, t, s)
@@ -106,9 +114,11 @@ def walk(lab: Lab, sampler: str, x_T: Tensor, steps: int) -> Iterator[tuple[int,
             last = (x_0, t)
 
 
-def draw(lab: Lab, sampler: str, x_T: Tensor, steps: int, bar: tqdm) -> Tensor:
+def draw(
+    lab: Lab, sampler: str, x_T: Tensor, labels: Tensor | None, steps: int, bar: tqdm
+) -> Tensor:
     """Draw the fabrics [n, c, h, w] in [0, 1] that grow out of x_T."""
-    for _, _, x_0 in walk(lab, sampler, x_T, steps):
+    for _, _, x_0 in walk(lab, sampler, x_T, labels, steps):
         bar.update(len(x_0))
     return figures.pixels(x_0)
 
@@ -121,22 +131,23 @@ def find_fabric(lab: Lab) -> tuple[Tensor, str]:
         fabric = torch.from_numpy(from_picture(decode(path, 64)))[None]
         return fabric * 2 - 1, str(path)
     print(f"{folder} holds no fabrics ('python -m ddpm_basics.fabrics' draws some): drawing one.")
-    *_, (_, _, x_0) = walk(lab, "dpmpp", lab.noise[:1], SAMPLING_STEPS["dpmpp"])
+    noise, labels = lab.first(1)
+    *_, (_, _, x_0) = walk(lab, "dpmpp", noise, labels, SAMPLING_STEPS["dpmpp"])
     return x_0.cpu(), f"drawn by the network from seed {seed}"
 
 
 def part_a(lab: Lab, path: Path) -> dict[str, Any]:
     """Draw the same noise with both samplers in more and more steps; measure time and distance."""
-    x_T, timesteps = lab.noise[:NUM_SAMPLES], lab.diffusion.num_timesteps
+    (x_T, labels), timesteps = lab.first(NUM_SAMPLES), lab.diffusion.num_timesteps
     sampling.check_steps(timesteps, max([*STEP_COUNTS, *FAST_STEP_COUNTS]))
     counts = dict.fromkeys([timesteps, *STEP_COUNTS])  # the reference first, and only once
     plan = [("ddim", n) for n in counts] + [("dpmpp", n) for n in FAST_STEP_COUNTS]
     drawings = []
     with tqdm(total=sum(steps for _, steps in plan) * NUM_SAMPLES, desc="a", unit="step") as bar:
-        draw(lab, "ddim", x_T, 1, tqdm(disable=True))  # the first call is slow and not counted
+        draw(lab, "ddim", x_T, labels, 1, tqdm(disable=True))  # the first is slow
         for sampler, steps in plan:
             started = time.perf_counter()
-            images = draw(lab, sampler, x_T, steps, bar)
+            images = draw(lab, sampler, x_T, labels, steps, bar)
             seconds = (time.perf_counter() - started) / NUM_SAMPLES
             apart = figures.distance(images, drawings[0].images) if drawings else 0.0
             drawings.append(figures.Drawing(sampler, steps, seconds, images, apart))
@@ -148,7 +159,7 @@ def part_a(lab: Lab, path: Path) -> dict[str, Any]:
 def part_b(lab: Lab, path: Path) -> dict[str, Any]:
     """Watch a fabric come out of noise, in a figure and a film."""
     steps = min(SAMPLING_STEPS["ddim"], lab.diffusion.num_timesteps)
-    steps_taken = tqdm(walk(lab, "ddim", lab.noise[:1], steps), "b", steps)
+    steps_taken = tqdm(walk(lab, "ddim", *lab.first(1), steps), "b", steps)
     frames = [(t, x_t[0].cpu(), x_0[0].cpu()) for t, x_t, x_0 in steps_taken]
     nearest = {min(frames, key=lambda frame: abs(frame[0] - t))[0] for t in CAPTURE_TIMESTEPS}
     captured = [frame for frame in frames if frame[0] in nearest]
@@ -205,13 +216,20 @@ def slerp(start: Tensor, end: Tensor, fraction: float) -> Tensor:
 
 
 def part_e(lab: Lab, path: Path) -> dict[str, Any]:
-    """Draw a loop through five fabrics, in even steps from noise to noise."""
-    ends = [*lab.noise[:MORPH_FABRICS], lab.noise[0]]
-    x_T = torch.stack([slerp(start, end, i / MORPH_FRAMES)
-                       for start, end in pairwise(ends) for i in range(MORPH_FRAMES)])  # fmt: skip
-    with tqdm(total=len(x_T) * MORPH_STEPS, unit="evaluation", desc="e") as bar:
-        batches = x_T.split(BATCH_SIZE[lab.device.type])
-        frames = torch.cat([draw(lab, "dpmpp", batch, MORPH_STEPS, bar) for batch in batches])
+    """Draw a loop through five fabrics, in even steps from noise to noise and label to label."""
+    noise, labels = lab.first(MORPH_FABRICS)
+    fractions = torch.arange(MORPH_FRAMES) / MORPH_FRAMES
+    drawn: list[Tensor] = []
+    with tqdm(total=MORPH_FABRICS * MORPH_FRAMES * MORPH_STEPS, unit="step", desc="e") as bar:
+        for i in range(MORPH_FABRICS):
+            j = (i + 1) % MORPH_FABRICS
+            for part in fractions.split(BATCH_SIZE[lab.device.type]):
+                x_T = torch.stack([slerp(noise[i], noise[j], f) for f in part])
+                told = labels
+                if told is not None:
+                    told = torch.lerp(told[i], told[j], part[:, None])
+                drawn.append(draw(lab, "dpmpp", x_T, told, MORPH_STEPS, bar))
+    frames = torch.cat(drawn)
     figures.film_morph(path, frames, MORPH_PIXELS, 60)
     change = [figures.distance(a, b) for a, b in pairwise([*frames, frames[0]])]
     fabrics = frames[::MORPH_FRAMES]
@@ -240,7 +258,8 @@ def explore(options: argparse.Namespace) -> None:
     check_folder(options.output_dir)
     seeds = range(options.seed, options.seed + max(NUM_SAMPLES, MORPH_FABRICS))
     noise, _ = sampling.starting_noise(seeds, (diffusion.channels, *diffusion.image_size))
-    lab = Lab(options, diffusion, device, precision, noise)
+    labels = label_vectors(diffusion, facts.labels, range(len(seeds)))
+    lab = Lab(options, diffusion, device, precision, noise, labels)
     for part in sorted(set(options.part)):
         begun = time.perf_counter()
         work, path = PARTS[part][0], options.output_dir / PARTS[part][1]

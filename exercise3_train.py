@@ -47,7 +47,7 @@ from ddpm_basics.console import UserError, duration, run_command
 from ddpm_basics.hardware import autocast, keep_freed_memory, pick_device, pick_precision
 from ddpm_basics.images import decode, save_picture, tile
 from ddpm_basics.interrupts import StopRequest
-from ddpm_basics.model import build_diffusion
+from ddpm_basics.model import LabelledUnet, build_diffusion, label_vectors
 from ddpm_basics.options import train_options
 from ddpm_basics.runs import Run
 from ddpm_basics.sampling import (
@@ -121,34 +121,34 @@ def verify(options: argparse.Namespace) -> None:
 
 
 def make_batch(
-    images: Tensor, numbers: training.StepNumbers, rows: slice
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Make x_0 in [-1, 1] (n, 3, H, W), t (n,) and noise (n, 3, H, W) of some rows of a step.
+    pictures: data.Pictures, numbers: training.StepNumbers, rows: slice
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Make x_0 in [-1, 1] (n, 3, H, W), labels (n,), t (n,) and noise of some rows of a step.
 
-    `images` is the uint8 data set (N, 3, H, W) on the training device. Nothing here waits for the
-    device: a GPU may still work on the batch before.
+    Nothing here waits for the device: a GPU may still work on the batch before.
     """
-    picked, flip, t, noise = (column[rows] for column in numbers)
-    chosen = images[picked]
+    picked, flip, drop, t, noise = (column[rows] for column in numbers)
+    labels = pictures.labels[picked].masked_fill(drop, -1)
+    chosen = pictures.images[picked]
     chosen = torch.where(flip[:, None, None, None], chosen.flip(-1), chosen)
     x_0 = chosen.float() / 127.5 - 1
     layout = torch.channels_last
-    return x_0.contiguous(memory_format=layout), t, noise.contiguous(memory_format=layout)
+    return x_0.contiguous(memory_format=layout), labels, t, noise.contiguous(memory_format=layout)
 
 
 def denoising_loss(
     diffusion: GaussianDiffusion, network: torch.nn.Module, weight: Tensor, x_0: Tensor,
-    t: Tensor, noise: Tensor,
+    labels: Tensor, t: Tensor, noise: Tensor,
 ) -> Tensor:  # fmt: skip
     """Return the squared error of what the network predicts, weighted, per image: (n,).
 
     With pred_noise and a weight of 1 it is the simple loss of Ho et al. (2020), equation 14; what
-    other weights (T,) make of it says training.loss_weights. `network` is diffusion.model, possibly
-    wrapped for several processes.
+    other weights (T,) make of it says training.loss_weights. `network` is diffusion.model with its
+    labels, possibly wrapped for several processes.
     """
     # Equation 4: root(alpha-bar) x_0 + root(1 - alpha-bar) noise, at any t in one step.
     x_t = diffusion.q_sample(x_0, t, noise)
-    predicted = network(x_t, t)
+    predicted = network(x_t, t, labels)
     if diffusion.objective == "pred_v":  # root(alpha-bar) noise - root(1 - alpha-bar) x_0
         target = diffusion.predict_v(x_0, t, noise)
     else:
@@ -165,13 +165,13 @@ def train_step(run: Run, network: torch.nn.Module, step: int) -> Tensor:
     options, team = run.options, run.accelerator
     # Of the whole effective batch, from (seed, step) alone: which image, mirrored or not, t, noise.
     numbers = training.draw_numbers(
-        options.seed, step, run.effective_batch, run.images.shape, TIMESTEPS, run.device
+        options.seed, step, run.effective_batch, run.data.images.shape, TIMESTEPS, run.device
     )
     share = options.batch_size // team.num_processes
     total = torch.zeros((), device=run.device)
     for pass_index in range(options.gradient_accumulate):
         first = pass_index * options.batch_size + team.process_index * share
-        batch = make_batch(run.images, numbers, slice(first, first + share))
+        batch = make_batch(run.data, numbers, slice(first, first + share))
         is_last = pass_index == options.gradient_accumulate - 1
         # Processes exchange gradients once per step, in the last pass. The exchange takes their
         # mean: times the number of processes, that is a sum.
@@ -182,7 +182,7 @@ def train_step(run: Run, network: torch.nn.Module, step: int) -> Tensor:
             run.scaler.scale(loss).backward()
         total += loss.detach()
     run.scaler.unscale_(run.optimizer)
-    torch.nn.utils.clip_grad_norm_(run.diffusion.model.parameters(), MAX_GRADIENT_NORM)
+    torch.nn.utils.clip_grad_norm_(run.diffusion.parameters(), MAX_GRADIENT_NORM)
     for group in run.optimizer.param_groups:
         group["lr"] = training.learning_rate(step, options)
     run.scaler.step(run.optimizer)
@@ -198,11 +198,12 @@ def draw_samples(run: Run) -> None:
     model = run.ema.ema_model.eval()
     levels = noise_levels(model)
     seeds = range(run.options.seed, run.options.seed + NUM_SAMPLES)
-    x_T, _ = starting_noise(seeds, run.images.shape[1:])
+    labels = label_vectors(model, model.label_names, range(NUM_SAMPLES))
+    x_T, _ = starting_noise(seeds, (model.channels, *model.image_size))
     x_t, last = x_T.to(run.device, memory_format=torch.channels_last), None
     for t, s in pairwise(log_snr_times(levels, SAMPLING_STEPS)):
         with autocast(run.device, run.precision):
-            x_0 = predict_x_0(model, levels, x_t, t)
+            x_0 = predict_x_0(model, levels, x_t, t, labels)
         x_t = dpmpp_step(levels, x_t, x_0, t, s, last)
         last = (x_0, t)
     sheet = tile((x_t.cpu() + 1) / 2, cell=160, title=f"Step {run.step:,}")
@@ -213,14 +214,16 @@ def draw_samples(run: Run) -> None:
 def fixed_losses(run: Run) -> dict[str, Tensor]:
     """Return the EMA network's losses on fixed images, t and noise, sorted by t: (n,) each."""
     model, size, losses = run.ema.ema_model.eval(), run.options.batch_size, {}
-    for name, images in {"train": run.images, "heldout": run.heldout}.items():
-        if images is None:
+    network = LabelledUnet(model)
+    for name, pictures in {"train": run.data, "heldout": run.heldout}.items():
+        if pictures is None:
             continue
-        numbers = training.fixed_numbers(run.options.seed, images.shape, TIMESTEPS, run.device)
+        shape = pictures.images.shape
+        numbers = training.fixed_numbers(run.options.seed, shape, TIMESTEPS, run.device)
         rows = [slice(i, i + size) for i in range(0, len(numbers.t), size)]
-        batches = [make_batch(images, numbers, some) for some in rows]
+        batches = [make_batch(pictures, numbers, some) for some in rows]
         with autocast(run.device, run.precision):
-            losses[name] = torch.cat([denoising_loss(model, model.model, run.loss_weights, *batch)
+            losses[name] = torch.cat([denoising_loss(model, network, run.loss_weights, *batch)
                                       for batch in batches])  # fmt: skip
     return losses
 
@@ -229,13 +232,13 @@ def start(options: argparse.Namespace, team: Accelerator, precision: str) -> Run
     """Read the data; build network, optimizer and average on the device."""
     with team.main_process_first():
         data.provide(options.data)
-        images, digests = data.read_images(options.data, options.image_size)
+        pictures, names, digests = data.read_images(options.data, options.image_size)
     heldout = data.read_heldout(options.heldout, options.data, options.results_dir,
-                                options.image_size, team)  # fmt: skip
+                                options.image_size, names, team)  # fmt: skip
     torch.manual_seed(options.seed)  # the initial weights
     diffusion = build_diffusion(
         options.dim, options.dim_mults, 3, options.image_size, TIMESTEPS, options.objective,
-        options.schedule,
+        options.schedule, names,
     )  # fmt: skip
     if options.init_weights:
         runs.copy_weights(options, diffusion)
@@ -243,7 +246,9 @@ def start(options: argparse.Namespace, team: Accelerator, precision: str) -> Run
     keep_freed_memory()
     diffusion.to(team.device, memory_format=torch.channels_last)
     fused = team.device.type in ("cpu", "cuda")
-    optimizer = torch.optim.Adam(diffusion.model.parameters(), options.lr, ADAM_BETAS, fused=fused)
+    # The label table comes last, where a checkpoint can do without it.
+    weights = [*diffusion.model.parameters()] + [diffusion.label_table] * bool(names)
+    optimizer = torch.optim.Adam(weights, options.lr, ADAM_BETAS, fused=fused)
     return Run(
         options=options,
         accelerator=team,
@@ -254,8 +259,8 @@ def start(options: argparse.Namespace, team: Accelerator, precision: str) -> Run
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(team.device.type, enabled=precision == "fp16"),
         ema=training.weight_average(diffusion, EMA_DECAY),
-        images=images.to(team.device),
-        heldout=None if heldout is None else heldout.to(team.device),
+        data=pictures.to(team.device),
+        heldout=heldout.to(team.device) if heldout else None,
         digests=digests,
         config=runs.describe_run(options, digests, TIMESTEPS),
     )  # fmt: skip
@@ -284,7 +289,7 @@ def train(options: argparse.Namespace) -> None:
         # On a GPU with CUDA graphs: 600 small kernels are then started by one call.
         mode = "reduce-overhead" if device.type == "cuda" else "default"
         run.diffusion.model.compile(mode=mode)
-    network = team.prepare_model(run.diffusion.model)
+    network = team.prepare_model(LabelledUnet(run.diffusion))
     runs.start_records(run, compiled)
     meter, stop, began = losses.Meter(run), StopRequest(run), run.step
     with meter.bar:

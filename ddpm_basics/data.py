@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -14,12 +16,23 @@ from tqdm.auto import tqdm
 from ddpm_basics.console import UserError
 from ddpm_basics.fabrics.folder import draw_fabrics
 from ddpm_basics.fabrics.manifest import MANIFEST, read_manifest
-from ddpm_basics.images import decode, find_images, label_of, read_folder
+from ddpm_basics.images import ImageFolder, decode, find_images, label_of, read_folder
 from ddpm_basics.training import FIXED_IMAGES
 
 DEFAULT = Path("african_fabric_processed")
 MIN_IMAGES = 100  # fewer cannot teach a network of this kind anything but themselves
 MIN_HELDOUT = 10
+
+
+class Pictures(NamedTuple):
+    """Images and their labels, on the device that trains."""
+
+    images: Tensor  # uint8, (N, 3, H, W)
+    labels: Tensor  # (N,) places in the list of names, -1 for none
+
+    def to(self, device: torch.device) -> Pictures:
+        """Copy them to a device."""
+        return Pictures(self.images.to(device), self.labels.to(device))
 
 
 def provide(folder: Path) -> None:
@@ -36,19 +49,32 @@ def provide(folder: Path) -> None:
         )  # fmt: skip
 
 
-def read_images(folder: Path, size: int) -> tuple[Tensor, dict[str, str]]:
-    """Return the images (N, 3, size, size) uint8, and {file: checksum of its pixels}.
+def read_images(folder: Path, size: int) -> tuple[Pictures, list[str], dict[str, str]]:
+    """Return a folder's pictures, the names of its labels, {file: checksum of its pixels}.
 
-    They stay in memory, on a GPU in its memory, for the whole run. Raises UserError.
+    Labels are the folders below it; pictures that lie directly in it have none. All stay in
+    memory, on a GPU in its memory, for the whole run. Raises UserError.
     """
     found = read_folder(folder, size, at_least=MIN_IMAGES)
-    return torch.from_numpy(found.pixels), found.digests()
+    names = sorted(set(found.labels) - {""})
+    return numbered(found, names), names, found.digests()
+
+
+def numbered(found: ImageFolder, names: Sequence[str]) -> Pictures:
+    """Return the pictures of a folder, with places in the list of names for labels."""
+    places = [names.index(label) if label in names else -1 for label in found.labels]
+    return Pictures(torch.from_numpy(found.pixels), torch.tensor(places))
 
 
 def read_heldout(
-    folder: Path | None, data: Path, results: Path, size: int, team: PartialState
-) -> Tensor | None:
-    """Return the images (n, 3, size, size) uint8 behind the held-out loss, or None.
+    folder: Path | None,
+    data: Path,
+    results: Path,
+    size: int,
+    names: Sequence[str],
+    team: PartialState,
+) -> Pictures | None:
+    """Return the pictures behind the held-out loss, or None; an unknown label counts as none.
 
     Those of `folder` where one is named. Without it, only drawn fabrics have an endless supply of
     images that the network never sees: they are drawn into the results folder. For photographs
@@ -62,7 +88,7 @@ def read_heldout(
         if team.is_main_process:
             draw_fabrics(folder, split="heldout", count=FIXED_IMAGES, size=manifest.size)
         team.wait_for_everyone()
-    return torch.from_numpy(read_folder(folder, size, at_least=MIN_HELDOUT).pixels)
+    return numbered(read_folder(folder, size, at_least=MIN_HELDOUT), names)
 
 
 def survey(folder: Path, size: int) -> tuple[list[Path], list[Path]]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddpm_basics.console import new_parser, real_number, whole_number
+from ddpm_basics.console import UserError, new_parser, real_number, whole_number
 from ddpm_basics.sampling import SCHEDULES
 
 OBJECTIVES = ("pred_v", "pred_noise", "pred_x0")
@@ -39,6 +39,8 @@ def generate_options(
     *,
     seed: int,
     num_samples: int,
+    label: str,
+    guidance: float,
     steps: Mapping[str, int],
     batch_size: Mapping[str, int],
     output: str,
@@ -52,6 +54,15 @@ def generate_options(
     add = parser.add_argument
     add("--weights", type=Path, default=default_weights(), help="weight file (.pt)")
     add("--num-samples", type=whole_number(1), default=num_samples, help="images to draw")
+    add("--label", default=argparse.SUPPRESS,
+        help=f"what to draw: a tradition, all of them in turn, or none (default: {label}, where "
+        "the weights know any)")  # fmt: skip
+    add(
+        "--guidance",
+        type=real_number(0, 100),
+        default=argparse.SUPPRESS,
+        help=f"how much of it: 0 nothing, 1 as trained, more exaggerated (default: {guidance:g})",
+    )
     add("--sampler", choices=steps, default="dpmpp", help="how to walk from noise to x_0")
     defaults = ", ".join(f"{count} for {name}" for name, count in steps.items())
     add("--steps", type=whole_number(1), default=argparse.SUPPRESS,
@@ -69,7 +80,32 @@ def generate_options(
     options.steps = getattr(options, "steps", steps[options.sampler])
     options.batch_size = getattr(options, "batch_size", None)
     options.samples_dir = getattr(options, "samples_dir", None)
+    options.label = getattr(options, "label", None)
+    options.guidance = getattr(options, "guidance", None)
     return options
+
+
+def choose_labels(
+    options: argparse.Namespace, known: Sequence[str], label: str, guidance: float
+) -> None:
+    """Set options.labels, which images take in turn, and options.guidance.
+
+    What was not typed follows the weights: `label` and `guidance` where they know labels, else none
+    and 1. Raises UserError for what they cannot be told.
+    """
+    typed = [name for name in ("label", "guidance") if getattr(options, name) not in (None, "none")]
+    if typed and not known:
+        raise UserError(f"{options.weights} knows no labels: leave out --{typed[0]}.")
+    wanted = (options.label or label) if known else "none"
+    if wanted == "none" and options.guidance is not None:
+        raise UserError("--guidance strengthens a label: name one with --label, or leave it out.")
+    if wanted not in ("all", "none", *known):
+        raise UserError(f"{options.weights} knows no {wanted}, but {', '.join(known)}.")
+    options.labels = {"all": [*known], "none": []}.get(wanted, [wanted])
+    if not options.labels:
+        options.guidance = 1.0
+    elif options.guidance is None:
+        options.guidance = guidance
 
 
 def explore_options(

@@ -21,6 +21,7 @@ from ema_pytorch import EMA
 from torch import Tensor
 
 from ddpm_basics.console import UserError, duration
+from ddpm_basics.data import Pictures
 from ddpm_basics.fabrics.manifest import read_manifest
 from ddpm_basics.files import (
     check_folder,
@@ -32,7 +33,7 @@ from ddpm_basics.files import (
 from ddpm_basics.hardware import describe
 from ddpm_basics.weight_files import export_weights, load_weights
 
-FREE_SETTINGS = {"lr", "lr_final", "warmup", "steps", "initial_weights"}  # on --resume
+FREE_SETTINGS = ("lr", "lr_final", "warmup", "steps", "initial_weights")  # on --resume
 
 
 @dataclass
@@ -48,8 +49,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # does nothing unless the precision is fp16
     ema: EMA
-    images: Tensor  # uint8, (N, 3, H, W), on the device
-    heldout: Tensor | None  # uint8, (n, 3, H, W), on the device
+    data: Pictures
+    heldout: Pictures | None
     digests: dict[str, str]  # {file: checksum of its pixels}
     config: dict[str, Any]
     step: int = 0
@@ -73,30 +74,26 @@ def describe_run(
     """Return what a checkpoint says about its run: plain numbers and strings only."""
     manifest = read_manifest(options.data)
     lines = "\n".join(f"{name} {digest}" for name, digest in sorted(digests.items()))
-    fabrics = ("version", "seed", "split") if manifest else ()
     return {
-        "network": {"dim": options.dim, "dim_mults": list(options.dim_mults), "channels": 3},
-        "process": {
-            "image_size": options.image_size,
-            "timesteps": timesteps,
-            "objective": options.objective,
-            "beta_schedule": options.schedule,
-        },
-        "data": {
-            "images": len(digests),
-            "checksum": hashlib.sha256(lines.encode()).hexdigest()[:16],
-            **{f"fabrics_{key}": getattr(manifest, key) for key in fabrics},
-        },
-        "training": {
-            "effective_batch": options.batch_size * options.gradient_accumulate,
-            "loss_weight": options.loss_weight,
-            "seed": options.seed,
-            "lr": options.lr,
-            "lr_final": options.lr_final,
-            "warmup": options.warmup,
-            "steps": options.steps,
-            "initial_weights": options.init_weights and options.init_weights.name,
-        },
+        "objective": options.objective,
+        "schedule": options.schedule,
+        "timesteps": timesteps,
+        "image_size": options.image_size,
+        "channels": 3,
+        "dim": options.dim,
+        "dim_mults": list(options.dim_mults),
+        "data_version": manifest and manifest.version,
+        "data_seed": manifest and manifest.seed,
+        "num_images": len(digests),
+        "data_checksum": hashlib.sha256(lines.encode()).hexdigest()[:16],
+        "loss_weight": options.loss_weight,
+        "effective_batch": options.batch_size * options.gradient_accumulate,
+        "seed": options.seed,
+        "lr": options.lr,
+        "lr_final": options.lr_final,
+        "warmup": options.warmup,
+        "steps": options.steps,
+        "initial_weights": options.init_weights and options.init_weights.name,
     }
 
 
@@ -133,7 +130,7 @@ def memory_advice(options: argparse.Namespace) -> str:
 
 def start_records(run: Run, compiled: bool) -> None:
     """Clean up behind a killed process, write run.json and print the banner."""
-    run.config["training"] |= {
+    run.config |= {
         "precision": run.precision,
         "compiled": compiled,
         "processes": run.accelerator.num_processes,
@@ -150,16 +147,18 @@ def start_records(run: Run, compiled: bool) -> None:
 
 def print_banner(run: Run) -> None:
     """Print everything one would regret not having seen before an overnight run."""
-    options, training = run.options, run.config["training"]
+    options, config = run.options, run.config
     parameters = sum(p.numel() for p in run.diffusion.model.parameters())
-    passes = options.steps * run.effective_batch / len(run.images)
-    heldout = "" if run.heldout is None else f", {len(run.heldout)} held-out ones"
+    passes = options.steps * run.effective_batch / len(run.data.images)
+    names = run.diffusion.label_names
+    labels = f" with {len(names)} labels" if names else ""
+    heldout = "" if run.heldout is None else f", {len(run.heldout.images)} held-out ones"
     lines = {
-        "Device": f"{training['hardware']} x {training['processes']}",
-        "Precision": f"{run.precision}, compiled: {'yes' if training['compiled'] else 'no'}",
+        "Device": f"{config['hardware']} x {config['processes']}",
+        "Precision": f"{run.precision}, compiled: {'yes' if config['compiled'] else 'no'}",
         "Network": f"{parameters:,} parameters, {options.image_size}x{options.image_size} images, "
         f"{options.objective}, {options.schedule} schedule",
-        "Data": f"{len(run.images):,} images from {options.data}{heldout}",
+        "Data": f"{len(run.data.images):,} images from {options.data}{labels}{heldout}",
         "Batch": f"{options.batch_size} x {options.gradient_accumulate} (accumulation) = "
         f"{run.effective_batch}",
         "Steps": f"{run.step:,} to {options.steps:,}: {passes:,.0f} passes over the data in all",
@@ -181,7 +180,7 @@ def resume_command() -> str:
 
 def note_progress(run: Run) -> None:
     """Note in the settings how far the run has come, and in which time."""
-    run.config["training"] |= {"steps_done": run.step, "seconds": round(run.seconds, 1)}
+    run.config |= {"steps_done": run.step, "seconds": round(run.seconds, 1)}
 
 
 def write_run_file(run: Run) -> None:
@@ -217,10 +216,8 @@ def exported_step(path: Path, config: Mapping[str, Any]) -> int | None:
     """Return the step of the bundled weights at `path`, if they are of this run's data and seed."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        then, now = state["config"], config
-        same = then["data"] == now["data"] and all(
-            then["training"][key] == now["training"][key] for key in ("seed", "effective_batch")
-        )
+        keys = ("data_checksum", "seed", "effective_batch")
+        same = all(state["config"][key] == config[key] for key in keys)
         return int(state["step"]) if same else None
     except Exception:  # absent, damaged or somebody else's: all the same here
         return None
@@ -240,9 +237,7 @@ def save_checkpoint(run: Run) -> Path:
     note_progress(run)
     state = {
         "step": run.step,
-        "model": run.diffusion.state_dict(),
-        "opt": run.optimizer.state_dict(),
-        "ema": run.ema.state_dict(),
+        **split_labels(run),
         "scaler": run.scaler.state_dict() if run.scaler.is_enabled() else None,
         "version": LIBRARY_VERSION,
         # From here on for --resume alone; Trainer.load passes it over.
@@ -258,6 +253,50 @@ def save_checkpoint(run: Run) -> Path:
     for old in list_checkpoints(run.options.results_dir)[run.options.keep :]:
         old.unlink()  # only now that the new one is safe
     return path
+
+
+def split_labels(run: Run) -> dict[str, Any]:
+    """Return model, opt and ema of the plain network, as the library knows it, and the labels."""
+    model, ema = run.diffusion.state_dict(), run.ema.state_dict()
+    optimizer = run.optimizer.state_dict()
+    found = {"model": model, "opt": optimizer, "ema": ema}
+    if run.diffusion.label_names:
+        last = optimizer["param_groups"][0]["params"].pop()
+        del ema["online_model.label_table"]
+        found["labels"] = {
+            "names": list(run.diffusion.label_names),
+            "embedding": ema.pop("ema_model.label_table"),
+            "parameter": model.pop("label_table"),
+            **optimizer["state"].pop(last),
+        }
+    return found
+
+
+def join_labels(run: Run, state: dict[str, Any]) -> None:
+    """Put the labels of a checkpoint back into its model, opt and ema: zeros where it has none.
+
+    Raises UserError where they are other ones than this run's.
+    """
+    now = run.diffusion.label_names
+    labels = state.get("labels")
+    then = tuple(labels["names"]) if labels else now
+    if then != now:
+        raise UserError(
+            f"The checkpoint's labels are {', '.join(then)}, the data's are "
+            f"{', '.join(now) or 'none'}: go on with the same folders of images."
+        )
+    if not now:
+        return
+    zeros = torch.zeros_like(run.diffusion.label_table)
+    table = labels["parameter"] if labels else zeros
+    average = labels["embedding"] if labels else zeros
+    state["model"]["label_table"] = state["ema"]["online_model.label_table"] = table
+    state["ema"]["ema_model.label_table"] = average
+    places = state["opt"]["param_groups"][0]["params"]
+    places.append(len(places))
+    if labels:
+        moments = {key: labels[key] for key in ("step", "exp_avg", "exp_avg_sq")}
+        state["opt"]["state"][places[-1]] = moments
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -300,8 +339,7 @@ def newest_good_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def recorded_precision(state: Mapping[str, Any]) -> str:
     """Return the precision that a checkpoint's run computed in; auto where it does not say."""
-    recorded = state.get("config", {}).get("training", {}).get("precision", "auto")
-    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(recorded, str(recorded))
+    return str(state.get("config", {}).get("precision", "auto"))
 
 
 def restore(run: Run, path: Path, state: dict[str, Any]) -> None:
@@ -310,6 +348,7 @@ def restore(run: Run, path: Path, state: dict[str, Any]) -> None:
     Raises UserError when the run was started with other settings or other data.
     """
     compare_settings(run, path, state)
+    join_labels(run, state)
     try:
         run.diffusion.load_state_dict(state["model"])
         # The library's own Trainer leaves `fused` unset; without it Adam's counters would be
@@ -333,7 +372,8 @@ def copy_weights(options: argparse.Namespace, diffusion: GaussianDiffusion) -> N
     """Start from the EMA weights of an earlier run; the noise schedule stays this run's own.
 
     The network has no layer that depends on the image size, so weights trained at 32x32 are a good
-    start for 64x64. Raises UserError for a file that does not fit.
+    start for 64x64. Labels are matched by name, new ones start at zero. Raises UserError for a file
+    that does not fit.
     """
     loaded, facts = load_weights(options.init_weights)
     then = f"{facts.dim} x {facts.dim_mults} with {facts.channels} channels"
@@ -343,6 +383,10 @@ def copy_weights(options: argparse.Namespace, diffusion: GaussianDiffusion) -> N
                         f"this run's is {now}: name another file, or type --dim and "
                         "--dim-mults.")  # fmt: skip
     diffusion.model.load_state_dict(loaded.model.state_dict())
+    for place, name in enumerate(diffusion.label_names):
+        if name in facts.labels:
+            vector = loaded.label_table[facts.labels.index(name)]
+            diffusion.label_table.data[place] = vector.detach()
 
 
 def compare_settings(run: Run, path: Path, state: Mapping[str, Any]) -> None:
@@ -351,24 +395,23 @@ def compare_settings(run: Run, path: Path, state: Mapping[str, Any]) -> None:
     if not new.keys() <= old.keys():
         run.say(f"{path} does not say its settings, so they cannot be compared.")
         return
+    changed = [key for key in new if old[key] != new[key]]
     differences = [
-        f"{section}.{key}: {old[section].get(key)} then, {new[section].get(key)} now"
-        for section in ("network", "process", "training")
-        for key in new[section]
-        if key not in FREE_SETTINGS
-        and old[section].get(key, new[section][key]) != new[section][key]
+        f"{key.replace('_', ' ')}: {old[key]} then, {new[key]} now"
+        for key in changed
+        if key not in FREE_SETTINGS and not key.startswith(("data", "num"))
     ]
-    if old["data"].get("checksum") != new["data"]["checksum"]:
+    if "data_checksum" in changed:
         differences.append("data: " + compare_data(state.get("images", {}), run.digests))
     if differences:
         raise UserError(
             f"{path} was trained with other settings ({'; '.join(differences)}). Use the same "
             "ones to resume it, or another --results-dir for a new run."
         )
-    new["training"]["initial_weights"] = old["training"].get("initial_weights")
+    new["initial_weights"] = old["initial_weights"]
     for key in ("lr", "lr_final", "warmup"):
-        if old["training"].get(key) != new["training"][key]:
-            run.say(f"Note: {key} was {old['training'].get(key)}, now {new['training'][key]}.")
+        if key in changed:
+            run.say(f"Note: {key} was {old[key]}, now {new[key]}.")
 
 
 def compare_data(then: Mapping[str, str], now: Mapping[str, str]) -> str:

@@ -3,7 +3,7 @@
 The loop stands in the exercises:
 
     for t, s in pairwise(times):
-        x_0 = predict_x_0(diffusion, levels, x_t, t)
+        x_0 = predict_x_0(diffusion, levels, x_t, t, labels, guidance)
         x_t = ddim_step(levels, x_t, x_0, t, s)
 
 Images x_t and x_0 are [n, c, h, w] in [-1, 1], x_t beyond it by the noise; t and s are timesteps
@@ -112,22 +112,53 @@ def log_snr_times(levels: Levels, steps: int) -> list[int]:
 # ---- The guess of x_0 ----------------------------------------------------------------------------
 
 
-def predict_x_0(diffusion: GaussianDiffusion, levels: Levels, x_t: Tensor, t: int) -> Tensor:
+def predict_x_0(
+    diffusion: GaussianDiffusion,
+    levels: Levels,
+    x_t: Tensor,
+    t: int,
+    labels: Tensor | None = None,
+    guidance: float = 1.0,
+) -> Tensor:
     """Ask the network what the images x_t at timestep t looked like without noise.
 
-    The result is clipped to [-1, 1]. Under autocast the network computes in another precision; all
-    else stays in x_t's own.
+    labels: the vectors [n, 4 dim] of what to draw, see model.label_vectors; None for anything.
+    guidance: 1 takes what the network answers to them, more exaggerates the difference that they
+    make. The result is clipped to [-1, 1]. Under autocast the network computes in another
+    precision; all else stays in x_t's own.
     """
-    # One row for all images, which the network broadcasts: matrix products of the time embedding
-    # are rounded differently for one row and for several, so an image would depend on its batch.
-    output = diffusion.model(x_t, torch.full((1,), t, device=x_t.device)).to(x_t.dtype)
+    output = guided_output(diffusion, x_t, t, labels, guidance)
     alpha, sigma = levels.alpha[t], levels.sigma[t]
-    x_0: Tensor = output
+    x_0 = output
     if diffusion.objective == "pred_v":  # v = alpha noise - sigma x_0 (Salimans & Ho 2022)
         x_0 = alpha * x_t - sigma * output
     elif diffusion.objective == "pred_noise":
         x_0 = (x_t - sigma * output) / alpha
     return x_0.clamp(-1, 1)
+
+
+def guided_output(
+    diffusion: GaussianDiffusion, x_t: Tensor, t: int, labels: Tensor | None, guidance: float
+) -> Tensor:
+    """Return the network's output, guided without a classifier (Ho & Salimans 2022, equation 6).
+
+    Without label + guidance x (with label - without label): for v as for the noise, as one is
+    made of the other and x_t by a sum. Both are asked in one pass.
+    """
+    # One row for all images, which the network broadcasts: matrix products of the time embedding
+    # are rounded differently for one row and for several, so an image would depend on its batch.
+    time = torch.full((1,), t, device=x_t.device)
+    output: Tensor
+    if labels is None or guidance == 0:
+        output = diffusion.model(x_t, time).to(x_t.dtype)
+    elif guidance == 1:
+        output = diffusion.model(x_t, (time, labels)).to(x_t.dtype)
+    else:
+        both = torch.cat((torch.zeros_like(labels), labels))
+        output = diffusion.model(torch.cat((x_t, x_t)), (time, both)).to(x_t.dtype)
+        without, told = output.chunk(2)
+        output = without + guidance * (told - without)
+    return output
 
 
 # ---- Three step rules ----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from denoising_diffusion_pytorch import denoising_diffusion_pytorch as library
 from ema_pytorch import EMA
 from torch import Tensor
 
+LABEL_DROPOUT = 0.2  # so that the network learns to draw without one, too (Ho & Salimans 2022)
 CLEAN = 5  # SNR beyond which an image is nearly clean, and its loss weighs less
 FIXED_IMAGES = 120  # behind each fixed loss: ten of each tradition
 
@@ -26,6 +27,7 @@ class StepNumbers(NamedTuple):
 
     picked: Tensor  # (n,) which image
     flip: Tensor  # (n,) whether it is mirrored
+    drop: Tensor  # (n,) whether its label is kept from the network
     t: Tensor  # (n,) timestep, 0 to T - 1, evenly spread
     noise: Tensor  # (n, 3, H, W)
 
@@ -48,6 +50,7 @@ def draw_numbers(
     return StepNumbers(
         picked=image_order(seed, (step - 1) * count, count, data[0], device),
         flip=torch.rand(count, generator=generator, device=device) < 0.5,
+        drop=torch.rand(count, generator=generator, device=device) < LABEL_DROPOUT,
         t=((place + shift) % 1 * timesteps).long(),
         noise=torch.randn(count, *data[1:], generator=generator, device=device),
     )
@@ -143,9 +146,9 @@ def fixed_numbers(seed: int, data: torch.Size, timesteps: int, device: torch.dev
     """Return the numbers behind a fixed loss on a data set of shape `data`, (N, 3, H, W).
 
     FIXED_IMAGES, or all: evenly spread over the sorted data set, so that every subfolder has its
-    share, in a fixed random order; none mirrored; t evenly spaced and rising; noise. All are the
-    same at every call, so that two steps of a run, or training images and held-out ones, can be
-    compared without the luck of the draw.
+    share, in a fixed random order; none mirrored, all with their labels; t evenly spaced and
+    rising; noise. All are the same at every call, so that two steps of a run, or training images
+    and held-out ones, can be compared without the luck of the draw.
     """
     count = min(FIXED_IMAGES, data[0])
     generator = torch.Generator().manual_seed(seed)
@@ -153,6 +156,7 @@ def fixed_numbers(seed: int, data: torch.Size, timesteps: int, device: torch.dev
     numbers = StepNumbers(
         picked=places[torch.randperm(count, generator=generator)],
         flip=torch.zeros(count, dtype=torch.bool),
+        drop=torch.zeros(count, dtype=torch.bool),
         t=((torch.arange(count) + 0.5) * timesteps / count).long(),
         noise=torch.randn(count, *data[1:], generator=generator),
     )

@@ -1,8 +1,8 @@
 """Weight files read and written: what they must contain, and what they turn out to hold.
 
 A weight file is one of four, all of them opened as data only: a checkpoint of the library's
-Trainer (its EMA weights count), the bundled file (the same `ema` entry, parameters in fp16, and a
-`config`), the state dict of a GaussianDiffusion, or that of a Unet alone.
+Trainer (its EMA weights count), the bundled file (the same `ema` entry, parameters in fp16, a flat
+`config` and the table of `labels`), the state dict of a GaussianDiffusion, or that of a Unet alone.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Facts:
     timesteps: int
     objective: str
     beta_schedule: str
+    labels: tuple[str, ...]  # what the network can be told to draw
     assumed: tuple[str, ...]  # what the file does not say
     parameters: int
 
@@ -56,11 +57,12 @@ class Facts:
         step = "" if self.step is None else f", step {self.step:,}"
         version = f", library {self.version}" if self.version else ""
         assumed = f" (assumed: {', '.join(self.assumed)})" if self.assumed else ""
+        labels = f", {len(self.labels)} labels" if self.labels else ""
         return (
             f"{path}: {self.kind}{step}{version}; {self.parameters:,} parameters "
             f"(width {self.dim} x {'-'.join(map(str, self.dim_mults))}, {self.channels} channels); "
             f"predicts {NETWORK_OUTPUT[self.objective]} ({self.objective}), {self.beta_schedule} "
-            f"schedule, {self.timesteps} timesteps, {self.image_size} pixels{assumed}"
+            f"schedule, {self.timesteps} timesteps, {self.image_size} pixels{labels}{assumed}"
         )
 
 
@@ -75,13 +77,16 @@ def load_weights(path: Path, image_size: int = 64) -> tuple[GaussianDiffusion, F
     kind, state = unwrap_checkpoint(checkpoint, path)
     config = checkpoint.get("config") or {}
     try:
-        shape = config.get("network") or guess_shape(state)
-        shape["dim_mults"] = tuple(shape["dim_mults"])
+        shape = guess_shape(state)
         process, assumed = find_process(state)
-        if "image_size" not in config.get("process", {}):
+        if "image_size" not in config:
             assumed = (*assumed, "the image size")
-        process["image_size"] = config.get("process", {}).get("image_size", image_size)
-        diffusion = fill_diffusion(shape, process, state)
+        process["image_size"] = config.get("image_size", image_size)
+        table = checkpoint.get("labels") or {"names": ()}
+        labels = tuple(map(str, table["names"]))
+        if labels:
+            state["label_table"] = table["embedding"]
+        diffusion = fill_diffusion(shape, process, state, labels)
     except (KeyError, IndexError, ValueError, RuntimeError, AssertionError, TypeError,
             AttributeError) as error:  # fmt: skip
         detail = re.sub(r"\s+", " ", str(error))[:160]
@@ -99,6 +104,7 @@ def load_weights(path: Path, image_size: int = 64) -> tuple[GaussianDiffusion, F
         kind=kind,
         step=step if isinstance(step := checkpoint.get("step"), int) else None,
         version=checkpoint.get("version"),
+        labels=labels,
         assumed=assumed,
         parameters=sum(weight.numel() for weight in diffusion.model.parameters()),
         **shape,
@@ -182,7 +188,7 @@ def guess_shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
     last.append(f"model.downs.{stages - 1}.3.weight")
     return {
         "dim": dim,
-        "dim_mults": [state[key].shape[0] // dim for key in last],
+        "dim_mults": tuple(state[key].shape[0] // dim for key in last),
         "channels": state["model.final_conv.weight"].shape[0],
     }
 
@@ -224,12 +230,17 @@ def objective_name(loss_weight: Tensor, alphas_cumprod: Tensor) -> str:
 
 
 def fill_diffusion(
-    shape: Mapping[str, Any], process: Mapping[str, Any], state: Mapping[str, Tensor]
+    shape: Mapping[str, Any],
+    process: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    labels: tuple[str, ...],
 ) -> GaussianDiffusion:
     """Build a diffusion of this shape and process, and put the weights into it."""
     # A custom schedule comes in with the file's buffers, which replace those just built.
     known = process["beta_schedule"] if process["beta_schedule"] in SCHEDULES else "sigmoid"
-    diffusion = build_diffusion(**shape, **{**process, "beta_schedule": known}, weights_on="meta")
+    diffusion = build_diffusion(
+        **shape, **{**process, "beta_schedule": known}, labels=labels, weights_on="meta"
+    )
     copied = {key: value.to(torch.float32, copy=True) for key, value in state.items()}
     if "betas" in state:
         diffusion.load_state_dict(copied, assign=True)
@@ -245,7 +256,7 @@ def fill_diffusion(
 def export_weights(
     ema_model: GaussianDiffusion, path: Path, step: int, config: Mapping[str, Any]
 ) -> Path | None:
-    """Write the bundled format: EMA parameters in fp16, buffers in fp32, step and settings.
+    """Write the bundled format: EMA parameters in fp16, buffers in fp32, labels, step, settings.
 
     fp16 halves the file and rounds a weight by at most 1 part in 2,000. A file already there is
     kept under another name, which is returned.
@@ -254,8 +265,12 @@ def export_weights(
     ema = {
         f"ema_model.{name}": (tensor.half() if name in parameters else tensor).contiguous().cpu()
         for name, tensor in ema_model.state_dict().items()
+        if name != "label_table"
     }
     state = {"step": step, "version": LIBRARY_VERSION, "ema": ema, "config": dict(config)}
+    if ema_model.label_names:
+        table = ema_model.label_table.detach().float().cpu()
+        state["labels"] = {"names": list(ema_model.label_names), "embedding": table}
     path.parent.mkdir(parents=True, exist_ok=True)
     previous = None
     if path.exists():

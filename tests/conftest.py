@@ -165,6 +165,17 @@ def tiny_data(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def labelled_weights(tiny_weights):
+    """The same with three labels: a, b, c/d."""
+    import torch
+    from tiny_networks import labelled
+
+    path = tiny_weights.with_name("labelled.pt")
+    torch.save(labelled(torch.load(tiny_weights, weights_only=True)), path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory):
     """A weight file in the bundled format, of a tiny network that has learned something."""
     import torch

@@ -20,8 +20,8 @@ exercise1 = load_script("exercise1_generate")
 
 def draw(diffusion, sampler, steps, seeds):
     """Draw images as exercise 1 does."""
-    options = Namespace(sampler=sampler, steps=steps)
-    return exercise1.draw(diffusion, list(seeds), options, tqdm(disable=True))
+    options = Namespace(sampler=sampler, steps=steps, guidance=1.0)
+    return exercise1.draw(diffusion, list(seeds), None, options, tqdm(disable=True))
 
 
 @pytest.fixture

@@ -157,11 +157,11 @@ def test_half_prepared_photographs_are_left_alone(few, tiny_data, capsys):
 
 
 def test_a_held_out_folder_of_ones_own(tiny_data, tmp_path):
-    images = data.read_heldout(tiny_data, tmp_path, tmp_path, 8, ALONE)
-    everything = torch.from_numpy(pixels(tiny_data))
-    assert torch.equal(images, everything)
+    found = data.read_heldout(tiny_data, tmp_path, tmp_path, 8, ["b", "c"], ALONE)
+    assert torch.equal(found.images, torch.from_numpy(pixels(tiny_data)))
+    assert found.labels.tolist() == [-1] * 60 + [0] * 60, "an unknown label is none"
     with pytest.raises(UserError, match=r"holds 9 images .* at least 10 are needed"):
-        data.read_heldout(write_blocks(tmp_path / "few", 9), tmp_path, tmp_path, 8, ALONE)
+        data.read_heldout(write_blocks(tmp_path / "few", 9), tmp_path, tmp_path, 8, [], ALONE)
 
 
 def test_drawn_fabrics_bring_their_own(few, monkeypatch):
@@ -169,20 +169,23 @@ def test_drawn_fabrics_bring_their_own(few, monkeypatch):
     monkeypatch.setattr(data, "FIXED_IMAGES", 12)
     results = Path("run")
     draw_fabrics(Path("mine"), count=12, size=16, workers=1)
-    first = data.read_heldout(None, Path("mine"), results, 16, ALONE)
+    first = data.read_heldout(None, Path("mine"), results, 16, ["kente"], ALONE)
     manifest = read_manifest(results / "heldout_fabrics")
     assert (manifest.split, manifest.size) == ("heldout", 16)
     before = {path: path.stat().st_mtime_ns for path in find_images(results)[0]}
-    assert torch.equal(first, data.read_heldout(None, Path("mine"), results, 16, ALONE))
+    assert (first.labels == 0).sum() == 1, "one of twelve is a kente"
+    assert torch.equal(
+        first.images, data.read_heldout(None, Path("mine"), results, 16, ["kente"], ALONE).images
+    )
     assert before == {path: path.stat().st_mtime_ns for path in find_images(results)[0]}
     trained = {image.tobytes() for image in pixels(Path("mine"))}
-    assert not trained & {image.numpy().tobytes() for image in first}
+    assert not trained & {image.numpy().tobytes() for image in first.images}
 
 
 def test_photographs_have_none(few, tiny_data):
-    assert data.read_heldout(None, tiny_data, Path("run"), 8, ALONE) is None
+    assert data.read_heldout(None, tiny_data, Path("run"), 8, [], ALONE) is None
     draw_fabrics(Path("unseen"), split="heldout", count=12, size=8, workers=1)
-    assert data.read_heldout(None, Path("unseen"), Path("run"), 8, ALONE) is None
+    assert data.read_heldout(None, Path("unseen"), Path("run"), 8, [], ALONE) is None
     (Path("unseen") / MANIFEST).write_text("{")
-    assert data.read_heldout(None, Path("unseen"), Path("run"), 8, ALONE) is None
+    assert data.read_heldout(None, Path("unseen"), Path("run"), 8, [], ALONE) is None
     assert not Path("run").exists()

@@ -14,6 +14,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from ddpm_basics.training import FIXED_IMAGES
+
 EXERCISES = ["exercise1_generate", "exercise2_explore", "exercise3_train"]
 NEEDED_UNSEEN = {  # which package is needed that no line of ours imports, and why
     "torchvision": EXERCISES,  # by the library
@@ -103,7 +105,9 @@ def test_from_a_fresh_clone_to_new_fabrics(clone, tmp_path):
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {
         "african_fabric_processed", "models", "training_results"}  # fmt: skip
     assert (tmp_path / f"training_results/sample-{step + 5}.png").exists()
-    assert len(list((tmp_path / "training_results/heldout_fabrics").glob("*/*.png"))) == 100
+    assert (
+        len(list((tmp_path / "training_results/heldout_fabrics").glob("*/*.png"))) == FIXED_IMAGES
+    )
     assert files(clone) == before
 
 

@@ -1,5 +1,6 @@
 """exercise1_generate.py: the grid, the samples folder, interruptions, what is refused."""
 
+import gc
 import os
 import re
 import shutil
@@ -209,17 +210,79 @@ def test_memory_stays_flat(monkeypatch, tmp_path):
     monkeypatch.setattr(
         exercise1, "draw", lambda _, seeds, *__: torch.ones(len(seeds), 3, 512, 512)
     )
-    options = Namespace(seed=0, steps=1, batch_size=4, samples_dir=tmp_path)
+    options = Namespace(seed=0, steps=1, batch_size=4, samples_dir=tmp_path, labels=[])
 
     def used_after(indices):
         shown = exercise1.draw_all(make_diffusion(), list(indices), options, "fp32", False)
         assert list(shown) == [index for index in indices if index < 64]
+        gc.collect()
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     used_after(range(50, 70))
     before = used_after(range(70, 90))
     assert used_after(range(90, 170)) - before < 10, "MiB, and the images alone have 60"
+
+
+# ---- Labels --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def draw_told(draw, labelled_weights):
+    """draw(), from weights that know the labels a, b and c/d."""
+    return lambda *options, **more: draw("--weights", labelled_weights, *options, **more)
+
+
+def test_labels_in_turn_by_default(draw_told, tmp_path):
+    """Each with its name below, and each the image that its label alone gives."""
+    done = draw_told("--samples-dir", "all")
+    assert "DPM-Solver++, 4 steps, guidance 2, on " in done.stdout
+    everything = fabrics(tmp_path / "all")
+    for i, label in enumerate(("a", "b", "c/d", "a", "b")):
+        folder = f"only {i}"
+        draw_told("--samples-dir", folder, "--label", label, "--guidance", 2)
+        alone = fabrics(tmp_path / folder)
+        name = f"fabric_{i:04d}.png"
+        assert same(everything[name], alone[name])
+        assert not same(everything[f"fabric_{(i + 1) % 5:04d}.png"],
+                        alone[f"fabric_{(i + 1) % 5:04d}.png"])  # fmt: skip
+    with_names = pixels(tmp_path / GRID).shape
+    draw_told("--label", "none")
+    assert with_names[0] == pixels(tmp_path / GRID).shape[0] + 2 * 24, "two rows of names"
+
+
+def test_no_label_is_the_plain_network(draw, draw_told, tmp_path):
+    draw("--samples-dir", "plain")
+    draw_told("--samples-dir", "none", "--label", "none")
+    draw_told("--samples-dir", "zero", "--guidance", 0)
+    assert all_the_same(tmp_path / "plain", tmp_path / "none")
+    assert all_the_same(tmp_path / "plain", tmp_path / "zero")
+    draw_told("--samples-dir", "two")
+    draw_told("--samples-dir", "one", "--guidance", 1)
+    two, one = fabrics(tmp_path / "two"), fabrics(tmp_path / "one")
+    assert not any(same(two[name], one[name]) for name in two)
+
+
+def test_labels_that_the_weights_do_not_know(draw, draw_told, labelled_weights, tmp_path):
+    for options, words in {
+        ("--label", "kente"): f"{labelled_weights} knows no kente, but a, b, c/d.",
+        ("--label", "none", "--guidance", 2): "--guidance strengthens a label",
+    }.items():
+        assert words in draw_told(*options, code=1).sentence
+    for options in (("--label", "a"), ("--label", "all"), ("--guidance", 2)):
+        assert f"knows no labels: leave out {options[0]}" in draw(*options, code=1).sentence
+    assert seen(tmp_path) == []
+    draw("--label", "none")  # as it is
+
+
+def test_a_folder_of_another_label_is_refused(draw_told):
+    draw_told("--samples-dir", "mine")
+    for options, words in {
+        ("--label", "b"): "labels ['a', 'b', 'c/d'], now ['b']",
+        ("--guidance", 3): "guidance 2.0, now 3.0",
+    }.items():
+        sentence = draw_told("--samples-dir", "mine", *options, code=1).sentence
+        assert f"mine holds images of another setting ({words}" in sentence
 
 
 # ---- The samples folder --------------------------------------------------------------------------
@@ -387,6 +450,8 @@ def test_constants_are_the_defaults(monkeypatch):
     monkeypatch.setattr(exercise1, "generate", asked.append)
     monkeypatch.setattr(exercise1, "RANDOM_SEED", 7)
     monkeypatch.setattr(exercise1, "NUM_SAMPLES", 3)
+    monkeypatch.setattr(exercise1, "LABEL", "b")
+    monkeypatch.setattr(exercise1, "GUIDANCE", 3.5)
     monkeypatch.setattr(exercise1, "OUTPUT", "mine.png")
     monkeypatch.setitem(exercise1.SAMPLING_STEPS, "ddim", 33)
     for options in ([], ["--sampler", "ddim"], ["--sampler", "ddim", "--steps", "5"]):
@@ -395,6 +460,7 @@ def test_constants_are_the_defaults(monkeypatch):
     plain = asked[0]
     assert (plain.seed, plain.num_samples) == (7, 3)
     assert (plain.output, plain.samples_dir) == (Path("mine.png"), None)
+    assert (plain.label, plain.guidance) == (None, None), "until the weights are known"
 
 
 # ---- Many images ---------------------------------------------------------------------------------

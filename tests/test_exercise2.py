@@ -100,8 +100,8 @@ def draw(weights):
     diffusion, _ = load_weights(weights)
 
     def image(sampler, steps, seed):
-        options = Namespace(sampler=sampler, steps=steps)
-        images = exercise1.draw(diffusion, [seed], options, tqdm(disable=True))
+        options = Namespace(sampler=sampler, steps=steps, guidance=1.0)
+        images = exercise1.draw(diffusion, [seed], None, options, tqdm(disable=True))
         return images[0].permute(1, 2, 0).numpy()
 
     return image

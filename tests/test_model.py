@@ -13,6 +13,7 @@ from PIL import Image
 from tiny_networks import SIZE, bundled, make_diffusion
 
 from ddpm_basics.console import UserError
+from ddpm_basics.model import LabelledUnet, build_diffusion, label_vectors
 from ddpm_basics.weight_files import export_weights, load_weights
 
 
@@ -161,7 +162,7 @@ def test_a_schedule_of_ones_own_comes_with_the_file(save):
 def test_width_multipliers_and_channels_are_read_from_the_shapes(save, dim, dim_mults, channels):
     state = Unet(dim=dim, dim_mults=dim_mults, channels=channels).state_dict()
     loaded, facts = load_weights(save(state), SIZE)
-    assert (facts.dim, tuple(facts.dim_mults), facts.channels) == (dim, dim_mults, channels)
+    assert (facts.dim, facts.dim_mults, facts.channels) == (dim, dim_mults, channels)
     assert loaded.channels == channels
     assert loaded.image_size == (SIZE, SIZE)
 
@@ -255,11 +256,88 @@ def test_an_image_size_that_the_network_cannot_halve(save):
         load_weights(path, image_size=15)
 
 
+# ---- Labels --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inputs():
+    """x_t, timesteps, and labels of which the second image has none."""
+    return torch.randn(3, 3, SIZE, SIZE), torch.tensor([0, 500, 999]), torch.tensor([1, -1, 0])
+
+
+def build(labels=("a", "b")):
+    torch.manual_seed(1)
+    return build_diffusion(8, (1, 2), 3, SIZE, labels=labels)
+
+
+def test_a_table_of_zeros_changes_nothing(inputs):
+    """Equal in bits: with it, without it, and in the library's own network."""
+    x_t, t, labels = inputs
+    theirs, plain, with_table = make_diffusion().model, build(()), build()
+    with torch.no_grad():
+        expected = theirs(x_t, t)
+        for output in (LabelledUnet(plain)(x_t, t, labels), plain.model(x_t, t),
+                       LabelledUnet(with_table)(x_t, t, labels)):  # fmt: skip
+            assert torch.equal(output, expected)
+    assert plain.state_dict().keys() == make_diffusion().state_dict().keys()
+
+
+def test_a_label_is_added_to_the_embedding_of_the_time(inputs):
+    """Image by image; without one the output stays the plain network's."""
+    x_t, t, labels = inputs
+    diffusion = build()
+    with torch.no_grad():
+        diffusion.label_table.normal_()
+        output, plain = LabelledUnet(diffusion)(x_t, t, labels), diffusion.model(x_t, t)
+        for i, label in enumerate(labels):
+            if label >= 0:
+                hook = diffusion.model.time_mlp.register_forward_hook(
+                    lambda module, x, y, row=label: y + diffusion.label_table[row]
+                )
+                expected = diffusion.model(x_t[[i]], t[[i]])[0]
+                hook.remove()
+                assert not torch.allclose(expected, plain[i], rtol=0.01), "it does nothing"
+                assert torch.allclose(output[i], expected, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(output[1], plain[1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_table_has_a_gradient_whatever_the_batch(inputs):
+    x_t, t, _ = inputs
+    for labels, rows in (([-1, -1, -1], []), ([1, 1, -1], [1]), ([0, 1, 1], [0, 1])):
+        diffusion = build()
+        LabelledUnet(diffusion)(x_t, t, torch.tensor(labels)).square().sum().backward()
+        moved = diffusion.label_table.grad.abs().sum(1) > 0
+        assert moved.nonzero().flatten().tolist() == rows
+
+
+def test_images_take_labels_in_turn():
+    diffusion = build(("a", "b", "c"))
+    with torch.no_grad():
+        diffusion.label_table.copy_(torch.arange(3)[:, None])
+    assert label_vectors(diffusion, ("c", "a"), [4, 5, 8])[:, 0].tolist() == [2, 0, 2]
+    assert label_vectors(diffusion, (), [0, 1]) is None
+
+
+def test_labels_come_with_the_file(labelled_weights, tiny_weights, save):
+    diffusion, facts = load_weights(labelled_weights)
+    labels = torch.load(labelled_weights, weights_only=True)["labels"]
+    assert facts.labels == diffusion.label_names == ("a", "b", "c/d")
+    assert torch.equal(diffusion.label_table, labels["embedding"])
+    assert facts.describe(labelled_weights).endswith("16 pixels, 3 labels")
+    assert load_weights(tiny_weights)[1].labels == ()
+    whole = torch.load(labelled_weights, weights_only=True)
+    for wrong in ({"names": ["a"], "embedding": labels["embedding"]}, {"names": ["a"]}, ["a"],
+                  {"names": ["a"], "embedding": torch.zeros(1, 8)}):  # fmt: skip
+        with pytest.raises(UserError, match="belong to another architecture"):
+            load_weights(save({**whole, "labels": wrong}))
+
+
 # ---- Writing -------------------------------------------------------------------------------------
 
 
 def test_exported_weights_are_read_again(tmp_path):
-    diffusion, path = make_diffusion("pred_v"), tmp_path / "new" / "weights.pt"
+    diffusion, path = build(), tmp_path / "new" / "weights.pt"
+    torch.nn.init.normal_(diffusion.label_table)
     config = bundled(diffusion)["config"]
     assert export_weights(diffusion, path, 77, config) is None
     loaded, facts = load_weights(path)
@@ -267,19 +345,20 @@ def test_exported_weights_are_read_again(tmp_path):
     assert facts.assumed == ()
     for name, tensor in loaded.state_dict().items():
         expected = diffusion.state_dict()[name]
-        if name in dict(diffusion.named_parameters()):
+        if name in dict(diffusion.named_parameters()) and name != "label_table":
             expected = expected.half().float()
         assert torch.equal(tensor, expected), name
     ema = torch.load(path, weights_only=True)["ema"]
     assert {v.dtype for k, v in ema.items() if ".model." in k} == {torch.float16}
     assert ema["ema_model.betas"].dtype == torch.float32
+    assert (facts.labels, "ema_model.label_table" in ema) == (("a", "b"), False)
 
 
 def test_weights_that_are_there_already_are_kept(tmp_path):
     path, config = tmp_path / "weights.pt", bundled(make_diffusion())["config"]
     path.write_text("the first")
-    assert export_weights(make_diffusion(), path, 1, config) == tmp_path / "weights.previous.pt"
-    assert export_weights(make_diffusion(), path, 2, config) == tmp_path / "weights.previous-2.pt"
+    assert export_weights(build(), path, 1, config) == tmp_path / "weights.previous.pt"
+    assert export_weights(build(), path, 2, config) == tmp_path / "weights.previous-2.pt"
     assert (tmp_path / "weights.previous.pt").read_text() == "the first"
     steps = [load_weights(tmp_path / name)[1].step for name in ("weights.previous-2.pt", path)]
     assert steps == [1, 2]

@@ -16,11 +16,12 @@ from tqdm.auto import tqdm
 from ddpm_basics.console import UserError
 from ddpm_basics.files import file_digest
 from ddpm_basics.hardware import autocast, prepare_to_sample
-from ddpm_basics.model import build_diffusion
+from ddpm_basics.model import LabelledUnet, build_diffusion, label_vectors
 from ddpm_basics.options import WEIGHTS
 from ddpm_basics.sampling import (
     NOISIEST,
     even_times,
+    guided_output,
     log_snr_times,
     noise_levels,
     predict_x_0,
@@ -35,8 +36,8 @@ SAMPLERS = ("ddim", "ddpm", "dpmpp")
 
 def draw(diffusion, sampler, steps, seeds=range(2)):
     """Draw images with the loop of exercise 1."""
-    options = Namespace(sampler=sampler, steps=steps)
-    return exercise1.draw(diffusion, list(seeds), options, tqdm(disable=True))
+    options = Namespace(sampler=sampler, steps=steps, guidance=1.0)
+    return exercise1.draw(diffusion, list(seeds), None, options, tqdm(disable=True))
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +65,8 @@ def visited(monkeypatch):
     """Fills with (t, x_t, x_0) at every step of the loop."""
     seen = []
 
-    def note(diffusion, levels, x_t, t):
-        x_0 = predict_x_0(diffusion, levels, x_t, t)
+    def note(diffusion, levels, x_t, t, labels, guidance):
+        x_0 = predict_x_0(diffusion, levels, x_t, t, labels, guidance)
         seen.append((t, x_t, x_0))
         return x_0
 
@@ -124,6 +125,48 @@ def test_x_0_equals_the_library_for_every_objective(trained, objective):
             x_0 = predict_x_0(diffusion, noise_levels(diffusion), x_T, t)
         # At t = 999 both divide by alpha_t = 0.0005, and their rounding grows with it.
         assert (x_0 - expected).abs().max() < (1e-3 if t == 999 else 1e-4)
+
+
+# ---- Guidance ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def told(labelled_weights):
+    """A network with three labels, x_t, their vectors, its levels."""
+    diffusion, _ = load_weights(labelled_weights)
+    x_t, _ = starting_noise(range(3), SHAPE)
+    return diffusion, x_t, label_vectors(diffusion, diffusion.label_names, range(3))
+
+
+@torch.inference_mode()
+def test_guidance_zero_and_one_are_the_two_plain_networks(told):
+    diffusion, x_t, labels = told
+    t = torch.full((3,), 600)
+    without = diffusion.model(x_t, t)
+    with_label = LabelledUnet(diffusion)(x_t, t, torch.arange(3))
+    assert (without - with_label).abs().mean() > 0.01
+    for guidance, expected in {0: without, 1: with_label}.items():
+        output = guided_output(diffusion, x_t, 600, labels, guidance)
+        assert torch.allclose(output, expected, rtol=1e-3, atol=1e-5)
+    assert torch.equal(guided_output(diffusion, x_t, 600, None, 1.0),
+                       guided_output(diffusion, x_t, 600, labels, 0.0))  # fmt: skip
+    for guidance in (0.3, 1.0001, 2, 5):
+        output = guided_output(diffusion, x_t, 600, labels, guidance)
+        expected = without + guidance * (with_label - without)
+        assert torch.allclose(output, expected, rtol=1e-3, atol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("t", [30, 600])
+def test_guidance_is_the_same_for_noise_and_v(told, t):
+    """Both are sums of x_t and x_0, so it moves x_0 alike."""
+    diffusion, x_t, labels = told
+    levels = noise_levels(diffusion)
+    guesses = [predict_x_0(diffusion, levels, x_t, t, labels, w) for w in (0, 1, 2)]
+    small = (torch.stack(guesses).abs() < 0.9).all(0)  # none of the three was clipped
+    assert small.float().mean() > 0.05
+    moved = guesses[0] + 2 * (guesses[1] - guesses[0])
+    assert (guesses[2] - moved)[small].abs().max() < 1e-4
 
 
 # ---- Convergence, where the answer is known ------------------------------------------------------

@@ -11,7 +11,8 @@ from conftest import load_script
 from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 from denoising_diffusion_pytorch import denoising_diffusion_pytorch as library
 
-from ddpm_basics.model import build_diffusion
+from ddpm_basics.data import Pictures
+from ddpm_basics.model import LabelledUnet, build_diffusion
 from ddpm_basics.options import OBJECTIVES
 from ddpm_basics.sampling import SCHEDULES
 from ddpm_basics.training import (
@@ -21,15 +22,21 @@ from ddpm_basics.training import (
     learning_rate,
     loss_weights,
     thrifty_norms,
+    weight_average,
 )
 
 ex3 = load_script("exercise3_train")
 CPU = torch.device("cpu")
+NONE = torch.tensor(-1)  # no label
 
 
 def tiny_diffusion(**choices):
     torch.manual_seed(0)
     return build_diffusion(dim=8, dim_mults=(1, 2), image_size=8, **choices)
+
+
+def unlabelled(images):
+    return Pictures(images, torch.full((len(images),), -1))
 
 
 def numbers_of(step, seed=7, count=8, images=120, size=4):
@@ -58,7 +65,7 @@ def test_simple_loss_and_gradients_equal_the_librarys_forward(schedule, objectiv
     ours.to(memory_format=torch.channels_last)
     torch.manual_seed(1)  # as the library draws them
     t, noise = torch.randint(1000, (16,)), torch.randn(16, 3, 8, 8)
-    losses = ex3.denoising_loss(ours, ours.model, weights, images * 2 - 1, t, noise)
+    losses = ex3.denoising_loss(ours, LabelledUnet(ours), weights, images * 2 - 1, NONE, t, noise)
     losses.mean().backward()
     assert losses.shape == (16,)
     assert losses.mean().item() == pytest.approx(expected.item(), rel=1e-6)
@@ -72,8 +79,8 @@ def test_min5_is_the_error_of_v_held_down_where_images_are_clean():
     before = diffusion.loss_weight.clone()
     x_0, noise, t = torch.rand(32, 3, 8, 8), torch.randn(32, 3, 8, 8), torch.arange(32) * 31
     with torch.no_grad():
-        weights = loss_weights(diffusion, "min5")
-        losses = ex3.denoising_loss(diffusion, diffusion.model, weights, x_0, t, noise)
+        weights, network = loss_weights(diffusion, "min5"), LabelledUnet(diffusion)
+        losses = ex3.denoising_loss(diffusion, network, weights, x_0, NONE, t, noise)
         alpha = diffusion.alphas_cumprod.sqrt()[t][:, None, None, None]
         sigma = (1 - alpha**2).sqrt()
         error = diffusion.model(alpha * x_0 + sigma * noise, t) - (alpha * noise - sigma * x_0)
@@ -92,7 +99,8 @@ def test_min5_is_the_error_of_v_held_down_where_images_are_clean():
 def test_bf16_loss_is_within_two_percent():
     diffusion = tiny_diffusion()
     x_0, noise, t = torch.rand(32, 3, 8, 8), torch.randn(32, 3, 8, 8), torch.arange(32) * 31
-    inputs = (diffusion, diffusion.model, diffusion.loss_weight, x_0, t, noise)
+    network = LabelledUnet(diffusion)
+    inputs = (diffusion, network, diffusion.loss_weight, x_0, NONE, t, noise)
     exact = ex3.denoising_loss(*inputs).mean()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         reduced = ex3.denoising_loss(*inputs).mean()
@@ -112,12 +120,13 @@ def test_learning_rate_schedule():
 def test_a_plain_network_learns_a_plain_data_set():
     """After 100 steps on one colour it errs half as much as x_t taken for the noise, or less."""
     diffusion = tiny_diffusion()
-    images = torch.full((100, 3, 8, 8), 128, dtype=torch.uint8)
+    pictures = unlabelled(torch.full((100, 3, 8, 8), 128, dtype=torch.uint8))
+    network = LabelledUnet(diffusion)
     optimizer = torch.optim.Adam(diffusion.model.parameters(), lr=5e-3)
 
     def loss_on(numbers):
-        batch = ex3.make_batch(images, numbers, slice(None))
-        return ex3.denoising_loss(diffusion, diffusion.model, diffusion.loss_weight, *batch).mean()
+        batch = ex3.make_batch(pictures, numbers, slice(None))
+        return ex3.denoising_loss(diffusion, network, diffusion.loss_weight, *batch).mean()
 
     for step in range(1, 101):
         loss_on(numbers_of(step, images=100, size=8)).backward()
@@ -126,8 +135,18 @@ def test_a_plain_network_learns_a_plain_data_set():
     numbers = numbers_of(1, seed=1, count=64, images=100, size=8)
     with torch.no_grad():
         final = loss_on(numbers)
-    x_0, t, noise = ex3.make_batch(images, numbers, slice(None))
+    x_0, _, t, noise = ex3.make_batch(pictures, numbers, slice(None))
     assert final < 0.5 * F.mse_loss(diffusion.q_sample(x_0, t, noise), noise)
+
+
+def test_the_average_takes_the_labels_along():
+    diffusion = tiny_diffusion(labels=("a", "b"))
+    ema = weight_average(diffusion, 0.9999)
+    for step in range(200):
+        with torch.no_grad():
+            diffusion.label_table.fill_(step)
+        ema.update()
+    assert 150 < ema.ema_model.label_table.mean() < 199
 
 
 # ---- Norms that save memory ----------------------------------------------------------------------
@@ -201,8 +220,9 @@ def test_the_numbers_of_a_step_follow_from_seed_and_step_alone():
 def test_a_step_may_be_cut_anyhow(rows):
     """Into so many rows for each process and pass: together they are the whole batch."""
     images, numbers = torch.randint(0, 256, (120, 3, 4, 4), dtype=torch.uint8), numbers_of(3, 16)
-    parts = [ex3.make_batch(images, numbers, slice(i, i + rows)) for i in range(0, 16, rows)]
-    whole = ex3.make_batch(images, numbers, slice(None))
+    pictures = Pictures(images, torch.arange(120) % 7)
+    parts = [ex3.make_batch(pictures, numbers, slice(i, i + rows)) for i in range(0, 16, rows)]
+    whole = ex3.make_batch(pictures, numbers, slice(None))
     for column, expected in zip(zip(*parts, strict=True), whole, strict=True):
         assert torch.equal(torch.cat(column), expected)
 
@@ -223,11 +243,16 @@ def test_batches_hold_the_images_half_of_them_mirrored():
     images = torch.arange(120, dtype=torch.uint8).reshape(120, 1, 1, 1).repeat(1, 3, 4, 4)
     images[..., 0] = 255  # a mirrored image ends bright
     numbers = numbers_of(1, count=1200)
-    x_0, _, _ = ex3.make_batch(images, numbers, slice(None))
+    x_0, labels, _, _ = ex3.make_batch(
+        Pictures(images, torch.arange(120) - 1), numbers, slice(None)
+    )
     mirrored = x_0[:, 0, 0, -1] == 1
     assert torch.equal(mirrored, numbers.flip)
     assert 0.45 < mirrored.float().mean() < 0.55
     assert torch.equal(((x_0[:, 0, 0, 1] + 1) * 127.5).round().long(), numbers.picked)
+    known = numbers.picked > 0  # image 0 has no label
+    assert torch.equal(labels, torch.where(known & ~numbers.drop, numbers.picked - 1, -1))
+    assert 0.15 < numbers.drop.float().mean() < 0.25, "one label in five is dropped"
     assert x_0.min() == -1
     assert x_0.max() == 1
 

@@ -28,6 +28,12 @@ def teach(diffusion):
     return diffusion.eval()
 
 
+def labelled(state):
+    """Give a weight file a table of three labels that make a difference."""
+    table = torch.randn(3, 32, generator=torch.Generator().manual_seed(2))
+    return {**state, "labels": {"names": ["a", "b", "c/d"], "embedding": table}}
+
+
 def bundled(diffusion, **changes):
     """The format of models/ddpm_african_fabrics.pt: parameters in fp16, buffers in fp32."""
     parameters = {name for name, _ in diffusion.named_parameters()}
@@ -36,8 +42,8 @@ def bundled(diffusion, **changes):
         for name, value in diffusion.state_dict().items()
     }
     config = {
-        "network": {"dim": 8, "dim_mults": [1, 2], "channels": diffusion.channels},
-        "process": {"image_size": SIZE, "timesteps": diffusion.num_timesteps,
-                    "objective": diffusion.objective, "beta_schedule": "sigmoid"},
+        "objective": diffusion.objective, "schedule": "sigmoid",
+        "timesteps": diffusion.num_timesteps, "image_size": SIZE, "channels": diffusion.channels,
+        "dim": 8, "dim_mults": [1, 2],
     }  # fmt: skip
     return {"step": 1234, "version": "2.3.4", "ema": ema, "config": config, **changes}

@@ -7,7 +7,9 @@ Stock is sample() of denoising-diffusion-pytorch in fp32 with 250 DDIM steps. Ou
 ways: drawing alone, after a warm-up, and the whole command in a process of its own, with its
 imports and files. Stock takes minutes, in which a machine shared with others can become slower or
 faster, so the command runs twice before it and three times after, drawing three times after; the
-middle one counts. Writes a table and training_results/reference/bench_sampling.json.
+middle one counts. Where the weights know labels, ours are drawn with them at w = 1, and the command
+runs twice more with its own guidance, which asks the network twice a step. Writes a table and
+training_results/reference/bench_sampling.json.
 
 The unit is one evaluation of the network for one image. The share of the machine's matrix-product
 rate compares its arithmetic, which torch counts, with a product of two 2048 x 2048 matrices.
@@ -38,7 +40,7 @@ from ddpm_basics.weight_files import load_weights  # noqa: E402
 
 STOCK_STEPS = 250
 OUR_STEPS = exercise1.SAMPLING_STEPS["dpmpp"]
-RUNS_BEFORE, RUNS_AFTER = 2, 3  # of ours; of stock there is one
+RUNS_BEFORE, RUNS_AFTER, RUNS_GUIDED = 2, 3, 2  # of ours; of stock there is one
 
 
 def parse_options(argv=None):
@@ -97,11 +99,11 @@ def time_stock(weights, device, options):
 
 def time_drawing(weights, device, precision, count):
     """Seconds of exercise 1's drawing, imports, loading and files left out."""
-    diffusion, _ = load_weights(weights)
+    diffusion, facts = load_weights(weights)
     hardware.prepare_to_sample(diffusion, device, precision)
 
     def draw(steps):
-        ours = Namespace(seed=0, sampler="dpmpp", steps=steps,
+        ours = Namespace(seed=0, sampler="dpmpp", steps=steps, labels=facts.labels, guidance=1.0,
                          batch_size=None, samples_dir=None)  # fmt: skip
         exercise1.draw_all(diffusion, list(range(count)), ours, precision, True)
 
@@ -109,11 +111,11 @@ def time_drawing(weights, device, precision, count):
     return timed(lambda: draw(OUR_STEPS), device)
 
 
-def time_command(weights, options):
+def time_command(weights, options, *more):
     """Seconds of the whole command in a process of its own, from its start to its end."""
     command = [sys.executable, str(ROOT / "exercise1_generate.py"), "--weights", str(weights),
                "--num-samples", str(options.images), "--device", options.device,
-               "--precision", options.precision]  # fmt: skip
+               *more, "--precision", options.precision]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         subprocess.run(command, cwd=folder, check=True)
@@ -141,16 +143,21 @@ def measure(options, weights):
         "matrix_gflops": {name: rate / 1e9 for name, rate in rates.items()},
         "rows": [],
     }  # fmt: skip
-    command = [time_command(weights, options) for _ in range(RUNS_BEFORE)]
+    as_trained = ["--guidance", "1"] if facts.labels else []  # one evaluation a step, as in stock
+    command = [time_command(weights, options, *as_trained) for _ in range(RUNS_BEFORE)]
     stock_seconds = time_stock(weights, device, options)
-    command += [time_command(weights, options) for _ in range(RUNS_AFTER)]
+    command += [time_command(weights, options, *as_trained) for _ in range(RUNS_AFTER)]
+    guided = [time_command(weights, options) for _ in range(RUNS_GUIDED if facts.labels else 0)]
     # Not before stock: drawing tells the C library to keep freed memory, which helps stock, too.
     drawing = [time_drawing(weights, device, precision, options.images) for _ in range(RUNS_AFTER)]
     for name, per_image, used, runs in (
         ("stock: sample(), DDIM", STOCK_STEPS, "fp32", [stock_seconds]),
         ("ours: drawing", OUR_STEPS, precision, drawing),
         ("ours: whole command", OUR_STEPS, precision, command),
+        ("ours: whole command, guided", 2 * OUR_STEPS, precision, guided),
     ):
+        if not runs:
+            continue
         evaluations, seconds = per_image * options.images, statistics.median(runs)
         record["rows"].append({
             "what": name, "precision": used, "seconds": seconds, "runs": runs,

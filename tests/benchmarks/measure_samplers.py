@@ -52,9 +52,9 @@ def distances(diffusion, seeds, precision, bar):
     """Draw these seeds with every sampler; return {"dpmpp 20": [distance of each image], ...}."""
 
     def draw(sampler, steps):
-        how = Namespace(sampler=sampler, steps=steps)
+        how = Namespace(sampler=sampler, steps=steps, guidance=1.0)
         with hardware.autocast(diffusion.betas.device, precision):
-            return exercise1.draw(diffusion, seeds, how, bar)
+            return exercise1.draw(diffusion, seeds, None, how, bar)
 
     reference = draw(*REFERENCE)
     return {
