@@ -1,17 +1,18 @@
-"""README quotes measured figures: they are the ones in the measurement files."""
+"""README and the model card quote measured figures: they are the ones in the measurement files."""
 
 import sys
 
+import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 import readme_figures
 
 
-def test_the_table_is_made_from_the_measurements():
-    found = readme_figures.BLOCK.search(readme_figures.README.read_text(encoding="utf-8"))
-    assert found, "the comments around the table are gone"
-    assert found[0] == readme_figures.table(), "run: python tests/benchmarks/readme_figures.py"
+@pytest.mark.parametrize("block", readme_figures.BLOCKS, ids=lambda block: block[3].__name__)
+def test_figures_are_made_from_the_measurements(block):
+    text = block[0].read_text(encoding="utf-8")
+    assert text == readme_figures.filled(*block), "run: python tests/benchmarks/readme_figures.py"
 
 
 def test_a_line_for_every_kind_of_measurement():

@@ -1,9 +1,10 @@
-"""Put the measured figures into README's table.
+"""Put the measured figures into README's table and into the model card.
 
     python tests/benchmarks/readme_figures.py
 
 Reads training_results/reference/*.json, as the other scripts of this folder wrote them, and
-replaces what stands between two comment lines in README.rst. A test compares the two.
+replaces what stands between two comment lines in README.rst, in the head of models/README.md and in
+its text. A test compares them.
 """
 
 import json
@@ -13,7 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "training_results" / "reference"
 README = ROOT / "README.rst"
-BLOCK = re.compile(r"(?<=\.\. figures: readme_figures\.py\n\n).*?(?=\n\.\. end of figures)", re.S)
+CARD = ROOT / "models" / "README.md"
+EVALUATIONS = {"evaluation": "without labels", "evaluation_w1": "labels, w = 1",
+               "evaluation_w2": "labels, w = 2"}  # fmt: skip
 
 
 def read(name):
@@ -63,10 +66,71 @@ def table():
     return "\n".join([rule, *body, rule, "", where, ""])
 
 
+def results():
+    """The results in the card's head, in the form of a model hub's index."""
+    lines = []
+    for name, label in EVALUATIONS.items():
+        report = read(name)
+        metrics = {
+            "distance to held-out fabrics over the floor": report["headline"]["median_ratio"],
+            "share unclear to a classifier": report["traditions"]["unclear_share"],
+            "share of copies": report["headline"]["copy_share"],
+        }
+        lines += [
+            "      - task: {type: unconditional-image-generation}",
+            f"        dataset: {{type: african_fabric_processed, name: 'held out; {label}'}}",
+            "        metrics:",
+        ]
+        lines += [f"          - {{type: {what.split()[-1]}, name: {what}, value: {value:.3g}}}"
+                  for what, value in metrics.items()]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def evaluations():
+    """The card's table: a column for each way of drawing."""
+    columns = []
+    for name, label in EVALUATIONS.items():
+        report = read(name)
+        own, unclear = report["headline"], report["traditions"]["unclear_share"]
+        contrast = [
+            report["colours"][kind]["contrast"]["rgb"][0] for kind in ("samples", "heldout")
+        ]
+        (rare, least), (common, most) = own["rarest_tradition"], own["commonest_tradition"]
+        columns.append({
+            "": f"{label}, {report['sizes']['samples']:,} samples",
+            "---": "---",
+            "distance, times the floor: median": f"{own['median_ratio']:.2f}",
+            "the same at worst": f"{own['worst_ratio']:.2f} ({own['worst_ratio_of']})",
+            "unclear (held-out fabrics: 5 %)": f"{100 * unclear:.1f} %",
+            "copies of training images": f"{100 * own['copy_share']:.1f} %",
+            "rarest tradition, times its share": f"{rare}, {least:.2f}",
+            "commonest tradition": f"{common}, {most:.2f}",
+            "contrast inside a fabric (red), over held-out": f"{contrast[0] / contrast[1]:.2f}",
+        })  # fmt: skip
+    rows = [" | ".join([what, *(column[what] for column in columns)]) for what in columns[0]]
+    return "".join(f"| {row} |\n" for row in rows)
+
+
+BLOCKS = [  # file, the comment lines around a block, what makes it
+    (README, r"\.\. figures: readme_figures\.py\n\n", r"\n\.\. end of figures", table),
+    (CARD, r"# figures: readme_figures\.py\n", r"# end of figures", results),
+    (CARD, r"<!-- figures: readme_figures\.py -->\n\n", r"\n<!-- end of figures", evaluations),
+]
+
+
+def filled(path, start, end, make):
+    """The text of a file with a block made anew. Raises ValueError if its comments are gone."""
+    text = path.read_text(encoding="utf-8")
+    block = re.compile(f"(?<={start}).*?(?={end})", re.S)
+    if not block.search(text):
+        raise ValueError(f"{path} has no comment lines around its figures any more")
+    return block.sub(lambda _: make(), text, count=1)
+
+
 def main():
-    """Replace the table."""
-    text = README.read_text(encoding="utf-8")
-    README.write_text(BLOCK.sub(lambda _: table(), text), encoding="utf-8")
+    """Replace the blocks."""
+    for path, *block in BLOCKS:
+        path.write_text(filled(path, *block), encoding="utf-8")
 
 
 if __name__ == "__main__":

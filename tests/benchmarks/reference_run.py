@@ -137,7 +137,7 @@ def main(argv=None):
                 "--output", options.reference / f"{output}.json")  # fmt: skip
     print(
         f"Wrote {options.weights_out} (step {best}) and its record in {options.reference}. Now "
-        "rewrite models/README.rst, then run docs/make_figures.py and "
+        "rewrite models/README.md, then run docs/make_figures.py and "
         "tests/benchmarks/readme_figures.py."
     )
 
