@@ -166,8 +166,8 @@ def generate(options: argparse.Namespace) -> None:
         device = team.device
     if options.precision == "auto":
         options.precision = recorded_precision(options.samples_dir)
-    precision = pick_precision(options.precision, device)
     diffusion, facts = load_weights(options.weights, options.image_size)
+    precision = pick_precision(options.precision, device, diffusion, team)
     check_steps(facts.timesteps, options.steps)
     choose_labels(options, facts.labels, LABEL, GUIDANCE)
     if team.is_main_process:

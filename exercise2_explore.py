@@ -251,8 +251,8 @@ def explore(options: argparse.Namespace) -> None:
     """Run the parts that were asked for."""
     started = time.perf_counter()
     device = hardware.pick_device(options.device)
-    precision = hardware.pick_precision(options.precision, device)
     diffusion, facts = load_weights(options.weights)
+    precision = hardware.pick_precision(options.precision, device, diffusion)
     print(f"{facts.describe(options.weights)}; on {hardware.describe(device)} in {precision}")
     hardware.prepare_to_sample(diffusion, device, precision)
     check_folder(options.output_dir)

@@ -228,7 +228,7 @@ def fixed_losses(run: Run) -> dict[str, Tensor]:
     return losses
 
 
-def start(options: argparse.Namespace, team: Accelerator, precision: str) -> Run:
+def start(options: argparse.Namespace, team: Accelerator) -> Run:
     """Read the data; build network, optimizer and average on the device."""
     with team.main_process_first():
         data.provide(options.data)
@@ -242,6 +242,7 @@ def start(options: argparse.Namespace, team: Accelerator, precision: str) -> Run
     )  # fmt: skip
     if options.init_weights:
         runs.copy_weights(options, diffusion)
+    precision = pick_precision(options.precision, team.device, diffusion, team)
     training.thrifty_norms(diffusion.model)
     keep_freed_memory()
     diffusion.to(team.device, memory_format=torch.channels_last)
@@ -278,7 +279,7 @@ def train(options: argparse.Namespace) -> None:
         found = runs.newest_good_checkpoint(options.results_dir) if options.resume else None
     if options.precision == "auto" and found:
         options.precision = runs.recorded_precision(found[1])
-    run = start(options, team, pick_precision(options.precision, team.device))
+    run = start(options, team)
     if found:
         runs.restore(run, *found)
     elif options.resume:

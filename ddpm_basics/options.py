@@ -29,7 +29,7 @@ def add_common(parser: argparse._ActionsContainer, seed: int) -> None:
     add = parser.add_argument
     add("--device", choices=DEVICES, default="auto", help="where to compute")
     add("--precision", choices=PRECISIONS, default="auto",
-        help="of the network; auto takes bf16 where the hardware has it")  # fmt: skip
+        help="of the network; auto tries which is faster here, fp32 or bf16")  # fmt: skip
     add("--seed", type=whole_number(0), default=seed, help="every random number follows from it")
 
 

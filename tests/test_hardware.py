@@ -5,6 +5,7 @@ import ctypes
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tiny_networks import SIZE, make_diffusion
 
 from ddpm_basics import hardware
 from ddpm_basics.console import UserError
+from ddpm_basics.model import build_diffusion
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -47,34 +49,65 @@ def test_the_hardware_has_a_name(monkeypatch):
 # ---- Precision -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [("fpu avx512f avx512_bf16", "bf16"), ("fpu amx_bf16 amx_tile", "bf16"),
-     ("fp asimd bf16 i8mm", "bf16"), ("fpu avx2 avx512f", "fp32"), (None, "fp32")],
-)  # fmt: skip
-def test_auto_is_what_a_cpu_computes_fast(monkeypatch, tmp_path, flags, expected):
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    assert hardware.pick_precision("auto", CPU) == ("bf16" if native else "fp32")
-    info = tmp_path / "cpuinfo"
-    if flags is not None:
-        info.write_text(f"flags\t\t: {flags}\n")
-    monkeypatch.setattr(hardware, "Path", lambda _: info)
-    assert hardware.pick_precision("auto", CPU) == expected
-    assert hardware.pick_precision("auto", torch.device("mps")) == "fp32"
+@pytest.fixture
+def pretend(monkeypatch):
+    """pretend(fp32=1.0, bf16=...): how long the trial takes in each precision."""
+
+    def set_times(**seconds):
+        def measure(device, diffusion, precision):
+            if precision not in seconds:
+                raise RuntimeError(f"{precision} is not implemented")
+            return seconds[precision]
+
+        monkeypatch.setattr(hardware, "seconds_per_block", measure)
+
+    return set_times
 
 
-def test_auto_is_what_a_gpu_computes_fast(monkeypatch):
-    for capability, expected in {(7, 5): "fp32", (8, 0): "bf16", (9, 0): "bf16"}.items():
+def test_another_precision_has_to_be_worth_it(pretend, monkeypatch):
+    def auto(device=CPU, **seconds):
+        pretend(**seconds)
+        return hardware.pick_precision("auto", device, make_diffusion())
+
+    assert auto(fp32=1.0, bf16=0.5) == "bf16"
+    assert auto(fp32=1.0, bf16=0.85) == "bf16"
+    assert auto(fp32=1.0, bf16=0.89) == "fp32", "it is not 15 percent faster"
+    assert auto(fp32=1.0, bf16=2.0) == "fp32", "emulated"
+    assert auto(fp32=1.0) == "fp32", "it cannot be tried"
+    for capability, expected in {(7, 5): "fp16", (8, 0): "fp32"}.items():
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
-        assert hardware.pick_precision("auto", GPU) == expected
+        assert auto(GPU, fp32=1.0, fp16=0.3) == expected, "fp16 is for GPUs without bf16"
+
+
+def test_the_trial_is_the_networks_own_work():
+    """More of it takes longer; this machine's choice follows from the times."""
+    small, large = (build_diffusion(dim, (1, 2), image_size=32) for dim in (8, 64))
+    before = {key: value.clone() for key, value in large.state_dict().items()}
+    for precision in ("fp32", "bf16"):
+        seconds = [hardware.seconds_per_block(CPU, net, precision) for net in (small, large)]
+        assert 0 < seconds[0] < seconds[1] < 5
+    assert hardware.pick_precision("auto", CPU, large) in ("fp32", "bf16")
+    after = large.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+def test_the_first_process_tries_and_tells_the_others(pretend, monkeypatch):
+    pretend(fp32=1.0, bf16=0.1)
+    monkeypatch.setattr(
+        hardware, "broadcast_object_list", lambda found: found.__setitem__(0, "fp32")
+    )
+    for first in (True, False):
+        team = SimpleNamespace(num_processes=2, is_main_process=first)
+        assert hardware.pick_precision("auto", CPU, make_diffusion(), team) == "fp32"
 
 
 def test_a_precision_that_is_named_is_taken():
+    diffusion = make_diffusion()
     for name in ("fp32", "bf16", "fp16"):
-        assert hardware.pick_precision(name, GPU) == name
-    assert hardware.pick_precision("bf16", CPU) == "bf16"
+        assert hardware.pick_precision(name, GPU, diffusion) == name
+    assert hardware.pick_precision("bf16", CPU, diffusion) == "bf16"
     with pytest.raises(UserError, match="fp16 needs a GPU"):
-        hardware.pick_precision("fp16", CPU)
+        hardware.pick_precision("fp16", CPU, diffusion)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), list(hardware.PRECISIONS.items()))

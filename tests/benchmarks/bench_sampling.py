@@ -125,8 +125,8 @@ def time_command(weights, options, *more):
 def measure(options, weights):
     """Time everything; return the record that goes into the file."""
     device = hardware.pick_device(options.device)
-    precision = hardware.pick_precision(options.precision, device)
     diffusion, facts = load_weights(weights)
+    precision = hardware.pick_precision(options.precision, device, diffusion)
     operations = operations_per_image(diffusion)
     rates = {name: matrix_rate(device, name) for name in {"fp32", precision}}
     record = {

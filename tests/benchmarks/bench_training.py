@@ -30,6 +30,7 @@ import exercise3_train as exercise3
 from ddpm_basics.console import new_parser
 from ddpm_basics.files import write_json
 from ddpm_basics.hardware import describe, pick_device, pick_precision
+from ddpm_basics.model import LabelledUnet, build_diffusion
 from ddpm_basics.options import DEVICES
 from ddpm_basics.weight_files import LIBRARY_VERSION
 
@@ -40,7 +41,7 @@ def stock_variant(args, device, folder):
     """The library's Trainer; returns a function that trains so many steps."""
     unet = Unet(dim=args.dim, dim_mults=tuple(args.dim_mults), channels=3, flash_attn=False)
     diffusion = GaussianDiffusion(unet, image_size=args.image_size, timesteps=1000,
-                                  objective="pred_noise", beta_schedule="sigmoid")  # fmt: skip
+                                  objective="pred_v", beta_schedule="sigmoid")  # fmt: skip
     trainer = Trainer(
         diffusion, str(args.data), train_batch_size=args.batch_size, train_lr=2e-4,
         train_num_steps=0, save_and_sample_every=10**9, results_folder=str(folder),
@@ -61,15 +62,15 @@ def our_variant(args, device, folder, precision, compiled):
         dim_mults=args.dim_mults, schedule="sigmoid", objective="pred_v", loss_weight="min5",
         steps=exercise3.TRAIN_STEPS, batch_size=args.batch_size,
         gradient_accumulate=1, lr=2e-4, lr_final=None, warmup=0, init_weights=None,
-        seed=exercise3.RANDOM_SEED, results_dir=Path(folder),
+        seed=exercise3.RANDOM_SEED, precision=precision, results_dir=Path(folder),
     )  # fmt: skip
     exercise3.data.read_heldout = lambda *_: None  # not part of what is timed
     team = Accelerator(cpu=device.type == "cpu")
-    state = exercise3.start(options, team, precision)
+    state = exercise3.start(options, team)
     if compiled:
         mode = "reduce-overhead" if device.type == "cuda" else "default"
         state.diffusion.model.compile(mode=mode)
-    network = team.prepare_model(state.diffusion.model)
+    network = team.prepare_model(LabelledUnet(state.diffusion))
 
     def run(steps):
         losses = []
@@ -160,7 +161,8 @@ def take_turns(args, planned, device):
 def measure(args):
     """Time all variants in turn; returns what goes into the JSON file."""
     device = pick_device(args.device)
-    best = pick_precision("auto", device)
+    network = build_diffusion(args.dim, args.dim_mults, image_size=args.image_size)
+    best = pick_precision("auto", device, network)
     planned = {"stock": (None, False)}  # precision, whether to compile
     for precision in {"fp32": 0, best: 0} if device.type == "cpu" else {best: 0}:
         planned[f"ours, {precision}"] = (precision, False)

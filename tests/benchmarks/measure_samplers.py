@@ -89,8 +89,8 @@ def main(argv=None):
     options = parse_options(argv)
     started = time.perf_counter()
     device = hardware.pick_device(options.device)
-    precision = hardware.pick_precision(options.precision, device)
     diffusion, facts = load_weights(options.weights)
+    precision = hardware.pick_precision(options.precision, device, diffusion)
     hardware.prepare_to_sample(diffusion, device, precision)
     record = {"weights": file_digest(options.weights), "step": facts.step,
               "image_size": facts.image_size, "precision": precision}  # fmt: skip
