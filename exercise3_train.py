@@ -80,8 +80,7 @@ EMA_DECAY = 0.9999  # upper bound of 1 - step^(-2/3), reached after a million st
 NUM_SAMPLES = 16  # images in a progress sample
 SAMPLING_STEPS = 15  # of DPM-Solver++, for those
 
-# --quick: these instead, and output paths of its own: many small steps of a narrow network.
-# Multipliers of 1-2-4-8 made murkier fabrics in the same time.
+# --quick: these instead: many small steps of a narrow network, and output paths of its own.
 QUICK = {
     "dim": 32,
     "dim_mults": (1, 2, 2, 4),
@@ -127,9 +126,9 @@ def make_batch(
 
     Nothing here waits for the device: a GPU may still work on the batch before.
     """
-    picked, flip, drop, t, noise = (column[rows] for column in numbers)
+    picked, corner, flip, drop, t, noise = (column[rows] for column in numbers)
     labels = pictures.labels[picked].masked_fill(drop, -1)
-    chosen = pictures.images[picked]
+    chosen = training.cut_squares(pictures.images, picked, corner, noise.shape[-1])
     chosen = torch.where(flip[:, None, None, None], chosen.flip(-1), chosen)
     x_0 = chosen.float() / 127.5 - 1
     layout = torch.channels_last
@@ -156,6 +155,17 @@ def denoising_loss(
     return (predicted.float() - target).square().mean(dim=(1, 2, 3)) * weight[t]
 
 
+def loss_of_rows(
+    run: Run, network: torch.nn.Module, numbers: training.StepNumbers, rows: slice
+) -> Tensor:
+    """Return what some rows of a step add to its mean loss."""
+    batch = make_batch(run.data, numbers, rows)
+    with autocast(run.device, run.precision):
+        errors = denoising_loss(run.diffusion, network, run.loss_weights, *batch)
+    # Processes exchange the mean of their gradients: times their number, that is a sum.
+    return errors.sum() * run.accelerator.num_processes / run.effective_batch
+
+
 def train_step(run: Run, network: torch.nn.Module, step: int) -> Tensor:
     """Take one optimizer step; return this process' mean loss, still on the device.
 
@@ -164,21 +174,14 @@ def train_step(run: Run, network: torch.nn.Module, step: int) -> Tensor:
     """
     options, team = run.options, run.accelerator
     # Of the whole effective batch, from (seed, step) alone: which image, mirrored or not, t, noise.
-    numbers = training.draw_numbers(
-        options.seed, step, run.effective_batch, run.data.images.shape, TIMESTEPS, run.device
-    )
+    numbers = run.numbers(step)
     share = options.batch_size // team.num_processes
     total = torch.zeros((), device=run.device)
     for pass_index in range(options.gradient_accumulate):
         first = pass_index * options.batch_size + team.process_index * share
-        batch = make_batch(run.data, numbers, slice(first, first + share))
         is_last = pass_index == options.gradient_accumulate - 1
-        # Processes exchange gradients once per step, in the last pass. The exchange takes their
-        # mean: times the number of processes, that is a sum.
-        with nullcontext() if is_last else team.no_sync(network):
-            with autocast(run.device, run.precision):
-                errors = denoising_loss(run.diffusion, network, run.loss_weights, *batch)
-            loss = errors.sum() * team.num_processes / run.effective_batch
+        with nullcontext() if is_last else team.no_sync(network):  # one exchange a step
+            loss = loss_of_rows(run, network, numbers, slice(first, first + share))
             run.scaler.scale(loss).backward()
         total += loss.detach()
     run.scaler.unscale_(run.optimizer)
@@ -218,8 +221,7 @@ def fixed_losses(run: Run) -> dict[str, Tensor]:
     for name, pictures in {"train": run.data, "heldout": run.heldout}.items():
         if pictures is None:
             continue
-        shape = pictures.images.shape
-        numbers = training.fixed_numbers(run.options.seed, shape, TIMESTEPS, run.device)
+        numbers = run.fixed_numbers(pictures)
         rows = [slice(i, i + size) for i in range(0, len(numbers.t), size)]
         batches = [make_batch(pictures, numbers, some) for some in rows]
         with autocast(run.device, run.precision):
@@ -237,8 +239,8 @@ def start(options: argparse.Namespace, team: Accelerator) -> Run:
                                 options.image_size, names, team)  # fmt: skip
     torch.manual_seed(options.seed)  # the initial weights
     diffusion = build_diffusion(
-        options.dim, options.dim_mults, 3, options.image_size, TIMESTEPS, options.objective,
-        options.schedule, names,
+        options.dim, options.dim_mults, 3, options.crop or options.image_size, TIMESTEPS,
+        options.objective, options.schedule, names,
     )  # fmt: skip
     if options.init_weights:
         runs.copy_weights(options, diffusion)
@@ -285,12 +287,13 @@ def train(options: argparse.Namespace) -> None:
     elif options.resume:
         run.say(f"Nothing to resume in {options.results_dir}: starting at step 0.")
 
-    compiled = options.compile == "on" or (options.compile is None and device.type == "cuda")
-    if compiled:
-        # On a GPU with CUDA graphs: 600 small kernels are then started by one call.
-        mode = "reduce-overhead" if device.type == "cuda" else "default"
-        run.diffusion.model.compile(mode=mode)
-    network = team.prepare_model(LabelledUnet(run.diffusion))
+    network = LabelledUnet(run.diffusion)
+    wanted = options.compile == "on" or (options.compile is None and device.type == "cuda")
+    some = slice(0, options.batch_size // team.num_processes)
+    compiled = wanted and training.compile_checked(
+        network, lambda: loss_of_rows(run, network, run.numbers(1), some), run.say
+    )
+    network = team.prepare_model(network)
     runs.start_records(run, compiled)
     meter, stop, began = losses.Meter(run), StopRequest(run), run.step
     with meter.bar:

@@ -143,9 +143,12 @@ def train_options(
         parser.error(f"--loss-weight min5 weights the error of v: use it with --objective pred_v, "
                      f"or --loss-weight simple with {options.objective}")  # fmt: skip
     halvings = len(options.dim_mults) - 1
-    if options.image_size % 2**halvings:
-        parser.error(f"--image-size must be a multiple of {2**halvings}: the U-Net halves it "
+    name, side = ("--crop", options.crop) if options.crop else ("--image-size", options.image_size)
+    if side % 2**halvings:
+        parser.error(f"{name} must be a multiple of {2**halvings}: the U-Net halves it "
                      f"{halvings} times")  # fmt: skip
+    if side > options.image_size:
+        parser.error(f"--crop {side} is larger than the images: --image-size {options.image_size}")
     if options.dim % 4:
         parser.error("--dim must be a multiple of 4")
     return options
@@ -161,6 +164,8 @@ def training_parser(description: str, seed: int) -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("data").add_argument
     add("--data", type=Path, help="folder of images, subfolders included")
+    add("--crop", type=count, help="train on random squares of so many pixels, a quarter of the "
+        "cost at half the size (default: on whole images)")  # fmt: skip
     add("--heldout", type=Path, help="folder of images that are never trained on, for the "
         "held-out loss (drawn fabrics bring their own)")  # fmt: skip
 

@@ -31,6 +31,7 @@ from ddpm_basics.files import (
     write_json,
 )
 from ddpm_basics.hardware import describe
+from ddpm_basics.training import StepNumbers, draw_numbers, fixed_numbers
 from ddpm_basics.weight_files import export_weights, load_weights
 
 FREE_SETTINGS = ("lr", "lr_final", "warmup", "steps", "initial_weights")  # on --resume
@@ -58,9 +59,28 @@ class Run:
     pending: list[float | Tensor] = field(default_factory=list)  # losses since the last csv row
 
     @property
+    def side(self) -> int:
+        """Pixels per side of what the network sees."""
+        return int(self.diffusion.image_size[0])
+
+    @property
     def effective_batch(self) -> int:
         """Images per optimizer step."""
         return int(self.options.batch_size * self.options.gradient_accumulate)
+
+    def numbers(self, step: int) -> StepNumbers:
+        """Draw everything random about the effective batch of a step."""
+        return draw_numbers(
+            self.options.seed, step, self.effective_batch, self.data.images.shape, self.side,
+            int(self.diffusion.num_timesteps), self.device,
+        )  # fmt: skip
+
+    def fixed_numbers(self, pictures: Pictures) -> StepNumbers:
+        """Return the numbers behind a fixed loss on some pictures."""
+        return fixed_numbers(
+            self.options.seed, pictures.images.shape, self.side,
+            int(self.diffusion.num_timesteps), self.device,
+        )  # fmt: skip
 
     def say(self, text: str) -> None:
         """Print from the main process only."""
@@ -78,7 +98,8 @@ def describe_run(
         "objective": options.objective,
         "schedule": options.schedule,
         "timesteps": timesteps,
-        "image_size": options.image_size,
+        "image_size": options.crop or options.image_size,
+        "cropped_from": options.image_size if options.crop else None,
         "channels": 3,
         "dim": options.dim,
         "dim_mults": list(options.dim_mults),
@@ -150,13 +171,14 @@ def print_banner(run: Run) -> None:
     options, config = run.options, run.config
     parameters = sum(p.numel() for p in run.diffusion.model.parameters())
     passes = options.steps * run.effective_batch / len(run.data.images)
+    pixels = f"squares of {options.image_size}x{options.image_size}" if options.crop else "images"
     names = run.diffusion.label_names
     labels = f" with {len(names)} labels" if names else ""
     heldout = "" if run.heldout is None else f", {len(run.heldout.images)} held-out ones"
     lines = {
         "Device": f"{config['hardware']} x {config['processes']}",
         "Precision": f"{run.precision}, compiled: {'yes' if config['compiled'] else 'no'}",
-        "Network": f"{parameters:,} parameters, {options.image_size}x{options.image_size} images, "
+        "Network": f"{parameters:,} parameters, {run.side}x{run.side} {pixels}, "
         f"{options.objective}, {options.schedule} schedule",
         "Data": f"{len(run.data.images):,} images from {options.data}{labels}{heldout}",
         "Batch": f"{options.batch_size} x {options.gradient_accumulate} (accumulation) = "

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from ema_pytorch import EMA
 from torch import Tensor
 
 LABEL_DROPOUT = 0.2  # so that the network learns to draw without one, too (Ho & Salimans 2022)
+SAME_GRADIENTS = 0.01  # relative difference that compiled gradients may have all together,
+SAME_GRADIENT = 0.1  # and each: bf16 rounds a small one by a few percent
 CLEAN = 5  # SNR beyond which an image is nearly clean, and its loss weighs less
 FIXED_IMAGES = 120  # behind each fixed loss: ten of each tradition
 
@@ -26,16 +29,23 @@ class StepNumbers(NamedTuple):
     """Everything random about the effective batch of one step, an entry for each position."""
 
     picked: Tensor  # (n,) which image
+    corner: Tensor  # (n, 2) row and column of the square's upper left corner in it
     flip: Tensor  # (n,) whether it is mirrored
     drop: Tensor  # (n,) whether its label is kept from the network
     t: Tensor  # (n,) timestep, 0 to T - 1, evenly spread
-    noise: Tensor  # (n, 3, H, W)
+    noise: Tensor  # (n, 3, side, side)
 
 
 def draw_numbers(
-    seed: int, step: int, count: int, data: torch.Size, timesteps: int, device: torch.device
+    seed: int,
+    step: int,
+    count: int,
+    data: torch.Size,
+    side: int,
+    timesteps: int,
+    device: torch.device,
 ) -> StepNumbers:
-    """Draw the random numbers of `step` (from 1) for a data set of shape `data`, (N, 3, H, W).
+    """Draw the random numbers of `step` (from 1) for squares of a data set (N, 3, H, W).
 
     They follow from (seed, step) alone, so it does not matter where a run was interrupted; and all
     are drawn for the whole effective batch of `count` images, so it does not matter how many
@@ -49,11 +59,26 @@ def draw_numbers(
     place = torch.randperm(count, generator=generator, device=device) / count
     return StepNumbers(
         picked=image_order(seed, (step - 1) * count, count, data[0], device),
+        corner=corners(count, data, side, generator),
         flip=torch.rand(count, generator=generator, device=device) < 0.5,
         drop=torch.rand(count, generator=generator, device=device) < LABEL_DROPOUT,
         t=((place + shift) % 1 * timesteps).long(),
-        noise=torch.randn(count, *data[1:], generator=generator, device=device),
+        noise=torch.randn(count, data[1], side, side, generator=generator, device=device),
     )
+
+
+def corners(count: int, data: torch.Size, side: int, generator: torch.Generator) -> Tensor:
+    """Draw the upper left corners (n, 2) of squares in images of a data set (N, 3, H, W)."""
+    room = torch.tensor(data[2:], device=generator.device) - side + 1
+    places = torch.rand(count, 2, generator=generator, device=generator.device)
+    return (places * room).long()
+
+
+def cut_squares(images: Tensor, picked: Tensor, corner: Tensor, side: int) -> Tensor:
+    """Cut one square (n, 3, side, side) out of each picked image of (N, 3, H, W)."""
+    along = torch.arange(side, device=images.device)
+    rows, columns = (corner[:, :1] + along)[:, :, None], (corner[:, 1:] + along)[:, None, :]
+    return images.permute(0, 2, 3, 1)[picked[:, None, None], rows, columns].permute(0, 3, 1, 2)
 
 
 def image_order(seed: int, first: int, count: int, images: int, device: torch.device) -> Tensor:
@@ -139,11 +164,64 @@ def thrifty_norms(unet: torch.nn.Module) -> None:
             module.__class__ = ThriftyRMSNorm
 
 
+# ---- The compiler --------------------------------------------------------------------------------
+
+
+def compile_checked(
+    network: torch.nn.Module, loss: Callable[[], Tensor], say: Callable[[str], None]
+) -> bool:
+    """Compile a network's `unet` in place, or leave it as it was and say why; return which.
+
+    The compiled gradients of some loss have to equal the eager ones. Since torch 2.10 the compiler
+    may reorder reductions so that gradients of norms have another shape (pytorch issue 178080) or
+    those of biases are silently wrong (190796): that is turned off.
+    """
+    unet = network.get_submodule("unet")
+    options: dict[str, Any] = {"triton.mix_order_reduction": False}
+    if next(unet.parameters()).is_cuda:
+        options["triton.cudagraphs"] = True  # 600 small kernels are then started by one call
+    known = torch._inductor.list_options()
+    eager = take_gradients(network, loss)
+    try:
+        unet.compile(options={name: value for name, value in options.items() if name in known})
+        together, worst = gradients_apart(take_gradients(network, loss), eager)
+        if together < SAME_GRADIENTS and worst < SAME_GRADIENT:
+            return True
+        problem = f"its gradients are {together:.1%} off, one of them {worst:.0%}"
+    except Exception as error:  # a compiler fails in many ways
+        problem = f"it fails ({(str(error) or type(error).__name__).splitlines()[0][:120]})"
+    unet._compiled_call_impl = None
+    network.zero_grad(set_to_none=True)
+    say(f"Training goes on without torch.compile: {problem}.")
+    return False
+
+
+def take_gradients(network: torch.nn.Module, loss: Callable[[], Tensor]) -> list[Tensor]:
+    """Return the gradients of all weights, and leave none behind."""
+    loss().backward()  # type: ignore[no-untyped-call]
+    found = [weight.grad.clone() for weight in network.parameters() if weight.grad is not None]
+    network.zero_grad(set_to_none=True)
+    return found
+
+
+def gradients_apart(some: list[Tensor], others: list[Tensor]) -> tuple[float, float]:
+    """Return how far gradients are from others, relative to their length: all together, and worst.
+
+    One that is next to nothing beside the rest does not count on its own.
+    """
+    apart = torch.stack(torch._foreach_norm(torch._foreach_sub(some, others)))
+    length = torch.stack(torch._foreach_norm(others))
+    whole = length.norm()
+    return float(apart.norm() / whole), float((apart / length.clamp(min=1e-3 * whole)).max())
+
+
 # ---- Fixed losses: is it learning the fabrics, or these 1,059 images? ----------------------------
 
 
-def fixed_numbers(seed: int, data: torch.Size, timesteps: int, device: torch.device) -> StepNumbers:
-    """Return the numbers behind a fixed loss on a data set of shape `data`, (N, 3, H, W).
+def fixed_numbers(
+    seed: int, data: torch.Size, side: int, timesteps: int, device: torch.device
+) -> StepNumbers:
+    """Return the numbers behind a fixed loss on squares of a data set (N, 3, H, W).
 
     FIXED_IMAGES, or all: evenly spread over the sorted data set, so that every subfolder has its
     share, in a fixed random order; none mirrored, all with their labels; t evenly spaced and
@@ -155,9 +233,10 @@ def fixed_numbers(seed: int, data: torch.Size, timesteps: int, device: torch.dev
     places = torch.linspace(0, data[0] - 1, count).round().long()
     numbers = StepNumbers(
         picked=places[torch.randperm(count, generator=generator)],
+        corner=corners(count, data, side, generator),
         flip=torch.zeros(count, dtype=torch.bool),
         drop=torch.zeros(count, dtype=torch.bool),
         t=((torch.arange(count) + 0.5) * timesteps / count).long(),
-        noise=torch.randn(count, *data[1:], generator=generator),
+        noise=torch.randn(count, data[1], side, side, generator=generator),
     )
     return StepNumbers(*(column.to(device) for column in numbers))

@@ -89,6 +89,8 @@ def test_quick_gives_way_to_what_was_typed(parsed):
         ("--train --objective pred_noise --loss-weight min5", "--loss-weight min5 weights the"),
         ("--train --image-size 60", "--image-size must be a multiple of 8"),
         ("--train --quick --dim-mults 1 2 2 2 2 2 2", "--image-size must be a multiple of 64"),
+        ("--train --crop 30", "--crop must be a multiple of 8"),
+        ("--train --crop 128", "--crop 128 is larger than the images: --image-size 64"),
         ("--train --dim 6", "--dim must be a multiple of 4"),
         ("--train --step 7", "--step"),
     ],

@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import ROOT, write_blocks
 from denoising_diffusion_pytorch import Trainer
+from PIL import Image
 
 from ddpm_basics.losses import CSV_COLUMNS, append_losses, read_losses, trim_losses
 from ddpm_basics.model import build_diffusion
@@ -621,6 +622,34 @@ def test_initial_weights_start_another_size(cli, tiny_data, whole_run, tmp_path)
     name = "model.init_conv.weight"
     difference = trained["model"][name] - started["ema"][f"ema_model.{name}"].float()
     assert difference.abs().max() < 1e-6
+
+
+def test_crops_are_trained_and_carried_into_the_full_size(cli, tmp_path):
+    """All about a cropped run is of the crops' size; its weights start a run of whole images."""
+    data = write_blocks(tmp_path / "data", 120, size=16)
+    size = ["--image-size", 16, "--crop", 8, "--heldout", data]
+    done = cli.run(*words(data, *size, steps=8, results="crops"), cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    assert "8x8 squares of 16x16, pred_v" in done.stdout
+    config = load(tmp_path / "crops.pt")["config"]
+    assert (config["image_size"], config["cropped_from"]) == (8, 16)
+    with Image.open(tmp_path / "crops/sample-8.png") as sheet:
+        assert sheet.width < 16 * 160
+    assert float(rows_of(tmp_path / "crops/losses.csv")[-1]["heldout_fixed"]) > 0
+    done = cli.run(*words(data, *size, "--resume", steps=9, results="crops"), cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    done = cli.run(
+        *words(data, "--image-size", 16, "--resume", steps=12, results="crops"), cwd=tmp_path
+    )
+    assert "image size: 8 then, 16 now" in done.sentence
+    whole = ["--image-size", 16, "--init-weights", "crops.pt"]
+    done = cli.run(*words(data, *whole, steps=4, results="whole"), cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    assert load(tmp_path / "whole.pt")["config"]["image_size"] == 16
+    first = [
+        float(rows_of(tmp_path / f"{name}/losses.csv")[0]["loss"]) for name in ("whole", "crops")
+    ]
+    assert first[0] < first[1], "it did not go on from what the crops had taught"
 
 
 def test_initial_weights_of_another_width_are_refused(cli, tiny_data, whole_run, tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,8 @@ from ddpm_basics.options import OBJECTIVES
 from ddpm_basics.sampling import SCHEDULES
 from ddpm_basics.training import (
     FIXED_IMAGES,
+    compile_checked,
+    cut_squares,
     draw_numbers,
     fixed_numbers,
     learning_rate,
@@ -39,8 +42,9 @@ def unlabelled(images):
     return Pictures(images, torch.full((len(images),), -1))
 
 
-def numbers_of(step, seed=7, count=8, images=120, size=4):
-    return draw_numbers(seed, step, count, torch.Size((images, 3, size, size)), 1000, CPU)
+def numbers_of(step, seed=7, count=8, images=120, size=4, side=None):
+    data = torch.Size((images, 3, size, size))
+    return draw_numbers(seed, step, count, data, side or size, 1000, CPU)
 
 
 # ---- The loss ------------------------------------------------------------------------------------
@@ -199,6 +203,71 @@ def test_thrifty_norms_change_dtype_and_memory_and_nothing_else():
     assert bytes_kept_per_image(ours) < 0.85 * bytes_kept_per_image(theirs)
 
 
+# ---- The compiler --------------------------------------------------------------------------------
+
+
+class Wrong(torch.autograd.Function):
+    """Hands values on as they are, and gradients not."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if ctx.factor is None:
+            raise RuntimeError("returned an invalid gradient at index 14")
+        return gradient * ctx.factor, None
+
+
+def compiler(fault):
+    """A compiler that has a fault, in place of torch.compile."""
+
+    def compile_it(forward, **options):
+        def compiled(*args, **kwargs):
+            if fault == "forward":
+                raise RuntimeError("it cannot be traced\nand so on")
+            if fault == "one":
+                forward.__self__.init_conv.bias.register_hook(lambda gradient: 1.2 * gradient)
+            factor = {"backward": None, "gradients": 1.02}.get(fault, 1.0)
+            return Wrong.apply(forward(*args, **kwargs), factor)
+
+        return compiled
+
+    return compile_it
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("forward", r"it fails \(it cannot be traced\)"),
+     ("backward", r"it fails \(returned an invalid gradient at index 14\)"),
+     ("gradients", r"its gradients are 2\.0% off, one of them 2%"),
+     ("one", r"its gradients are 0\.\d% off, one of them 20%"), ("none", None)],
+)  # fmt: skip
+def test_a_compiler_that_cannot_be_trusted_is_left_out(monkeypatch, fault, words):
+    """With one sentence, and nothing is left behind in the network."""
+    diffusion = tiny_diffusion(labels=("a", "b"))
+    network, said = LabelledUnet(diffusion), []
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    x_0, noise, t = torch.rand(4, 3, 8, 8), torch.randn(4, 3, 8, 8), torch.arange(4) * 250
+    labels, weight = torch.tensor([0, 1, -1, 0]), loss_weights(diffusion, "min5")
+
+    def loss():
+        return ex3.denoising_loss(diffusion, network, weight, x_0, labels, t, noise).mean()
+
+    eager = loss().item()
+    monkeypatch.setattr(torch, "compile", compiler(fault))
+    assert compile_checked(network, loss, said.append) == (words is None)
+    assert len(said) == (words is not None)
+    if words:
+        assert re.fullmatch(rf"Training goes on without torch\.compile: {words}\.", said[0])
+    assert all(weight.grad is None for weight in network.parameters())
+    assert (diffusion.model._compiled_call_impl is None) == (words is not None)
+    assert loss().item() == pytest.approx(eager)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
 # ---- Random numbers ------------------------------------------------------------------------------
 
 
@@ -211,7 +280,8 @@ def test_the_numbers_of_a_step_follow_from_seed_and_step_alone():
         assert torch.equal(a, b)
     torch.manual_seed(0)
     assert torch.equal(torch.get_rng_state(), state), "the global generator was touched"
-    for other in (numbers_of(6, count=64), numbers_of(5, count=64, seed=8)):
+    first = numbers_of(5, count=64, side=2)
+    for other in (numbers_of(6, count=64, side=2), numbers_of(5, count=64, seed=8, side=2)):
         for a, b in zip(first, other, strict=True):
             assert not torch.equal(a, b)
 
@@ -257,6 +327,24 @@ def test_batches_hold_the_images_half_of_them_mirrored():
     assert x_0.max() == 1
 
 
+def test_crops_are_squares_of_the_images_from_anywhere_in_them():
+    images = torch.arange(9 * 3 * 6 * 8).reshape(9, 3, 6, 8)
+    corners = {(top, left): 0 for top in range(3) for left in range(5)}
+    for step in range(1, 21):
+        numbers = draw_numbers(7, step, 60, images.shape, 4, 1000, CPU)
+        assert numbers.noise.shape == (60, 3, 4, 4)
+        squares = cut_squares(images, numbers.picked, numbers.corner, 4)
+        for square, i, (top, left) in zip(squares, numbers.picked, numbers.corner.tolist(),
+                                          strict=True):  # fmt: skip
+            assert torch.equal(square, images[i, :, top : top + 4, left : left + 4])
+            corners[top, left] += 1
+    assert min(corners.values()) > 40, "80 on average"
+    whole = numbers_of(1, size=8, images=120)
+    assert not whole.corner.any()
+    images = torch.rand(120, 3, 8, 8)
+    assert torch.equal(cut_squares(images, whole.picked, whole.corner, 8), images[whole.picked])
+
+
 def test_t_is_uniform_and_noise_standard_normal():
     numbers = [numbers_of(step, count=32, size=8) for step in range(1, 313)]
     for part in (slice(None), slice(0, 1)):  # all together, and each place on its own
@@ -279,7 +367,7 @@ def test_t_is_uniform_and_noise_standard_normal():
 
 
 def fixed(images, seed=42):
-    return fixed_numbers(seed, torch.Size((images, 3, 8, 8)), 1000, CPU)
+    return fixed_numbers(seed, torch.Size((images, 3, 8, 8)), 8, 1000, CPU)
 
 
 def test_fixed_images_come_from_every_folder():
