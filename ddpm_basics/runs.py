@@ -284,7 +284,7 @@ def split_labels(run: Run) -> dict[str, Any]:
     found = {"model": model, "opt": optimizer, "ema": ema}
     if run.diffusion.label_names:
         last = optimizer["param_groups"][0]["params"].pop()
-        del ema["online_model.label_table"]
+        ema.pop("online_model.label_table", None)
         found["labels"] = {
             "names": list(run.diffusion.label_names),
             "embedding": ema.pop("ema_model.label_table"),
@@ -312,8 +312,10 @@ def join_labels(run: Run, state: dict[str, Any]) -> None:
     zeros = torch.zeros_like(run.diffusion.label_table)
     table = labels["parameter"] if labels else zeros
     average = labels["embedding"] if labels else zeros
-    state["model"]["label_table"] = state["ema"]["online_model.label_table"] = table
+    state["model"]["label_table"] = table
     state["ema"]["ema_model.label_table"] = average
+    if "online_model.betas" in state["ema"]:
+        state["ema"]["online_model.label_table"] = table
     places = state["opt"]["param_groups"][0]["params"]
     places.append(len(places))
     if labels:

@@ -1,5 +1,6 @@
-"""tests/benchmarks/reference_run.py and bench_training.py, on a network that takes a minute."""
+"""tests/benchmarks/reference_run.py and bench_training.py, on tiny networks."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -7,55 +8,81 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, write_blocks
+from ema_pytorch import KarrasEMA
+
+from ddpm_basics.fabrics.drawing import TRADITIONS
+from ddpm_basics.fabrics.folder import draw_fabrics
+from ddpm_basics.weight_files import load_weights
 
 BENCHMARKS = ROOT / "tests" / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import reference_run  # noqa: E402
+
 TINY = ["--dim", "8", "--dim-mults", "1", "2"]
 
 
-@pytest.mark.slow
-def test_the_best_checkpoint_is_shipped_with_its_record(tmp_path):
-    write_blocks(tmp_path / "data", 120, size=32)
-    write_blocks(tmp_path / "heldout", 240, size=32, seed=1)
-    (tmp_path / "reference" / "stage1_8x8").mkdir(parents=True)
-    (tmp_path / "reference" / "bench_sampling.json").write_text("{}")
-    command = [
-        sys.executable, str(BENCHMARKS / "reference_run.py"), "--steps", "40", "--every", "20",
-        "--samples", "60", "--device", "cpu", "--skip-measurements",
-        "--data", str(tmp_path / "data"), "--heldout", str(tmp_path / "heldout"),
-        "--folder", str(tmp_path / "run"), "--weights-out", str(tmp_path / "models" / "w.pt"),
-        "--reference", str(tmp_path / "reference"),
-        "--", *TINY, "--image-size", "32", "--batch-size", "4", "--precision", "fp32",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """recipe(minutes): the recipe on 108 fabrics and a tiny network; returns its folder."""
+    monkeypatch.setattr(reference_run.exercise3, "train", reference_run.exercise3.train)
+    monkeypatch.setattr(reference_run, "MOMENTS", (0.5, 1.0))
+    folder = tmp_path / "recipe"
+    draw_fabrics(folder / "fabrics", count=108, workers=1)
+    unseen = write_blocks(tmp_path / "unseen", 24, size=16, seed=1)
 
-    rows = json.loads((tmp_path / "reference" / "checkpoints.json").read_text())
-    assert [row["step"] for row in rows] == [20, 40]
-    best = min(rows, key=lambda row: row["median_ratio"])
-    assert [row["step"] for row in rows if row["shipped"]] == [best["step"]]
-    shipped = torch.load(tmp_path / "models" / "w.pt", weights_only=True)
-    assert shipped["step"] == best["step"]
-    there = {path.name for path in (tmp_path / "reference").iterdir()}
-    assert there == {"sample-20.png", "sample-40.png", "losses.csv", "loss_curve.png", "run.json",
-                     "evaluation.json", "evaluation_neighbours.png", "checkpoints.json",
-                     "bench_sampling.json"}  # fmt: skip
+    def run(minutes):
+        code = reference_run.main([
+            "--minutes", str(minutes), "--count", "108", "--every", "2", "--folder", str(folder),
+            "--", *TINY, "--heldout", str(unseen), "--batch-size", "8", "--image-size", "16",
+            "--compile", "off", "--log-every", "2", "--warmup", "4", "--device", "cpu",
+            "--precision", "fp32",
+        ])  # fmt: skip
+        assert code == 0
+        return folder
 
-    # Exercise 3 wrote the last step in the same format; what was exported here must equal it.
-    sys.path.insert(0, str(BENCHMARKS))
-    from reference_run import export
+    return run
 
-    export(tmp_path / "run" / "model-40.pt", tmp_path / "models" / "w.pt")
-    ours = torch.load(tmp_path / "models" / "w.pt", weights_only=True)
-    last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-    assert ours.keys() == last.keys()
-    assert ours["config"]["training"].pop("seconds") == pytest.approx(
-        last["config"]["training"].pop("seconds"), abs=1)  # fmt: skip
-    assert ours["config"] == last["config"]
-    assert ours["ema"].keys() == last["ema"].keys()
-    for key, value in last["ema"].items():
-        assert ours["ema"][key].dtype == value.dtype
-        assert torch.equal(ours["ema"][key], value)
-    assert (tmp_path / "models" / "w.previous.pt").exists()
+
+def table(path):
+    with path.open(newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_the_recipe_fills_its_time(recipe):
+    folder = recipe(0.1)
+    losses, heldout = table(folder / "losses.csv"), table(folder / "heldout.csv")
+    assert max(row["lr"] for row in losses) > 2e-4
+    assert losses[-1]["lr"] < 7e-5, "the rate does not end with the time"
+    assert 6 <= losses[-1]["seconds"] < 20
+    assert len(heldout) >= 2
+    for row in heldout:
+        quarters = [row[f"labelled{i}"] for i in range(4)]
+        assert row["labelled"] == pytest.approx(sum(quarters) / 4, rel=1e-4)
+    assert heldout[-1]["labelled"] < heldout[0]["labelled"]
+    weights = folder / "weights.pt"
+    facts = load_weights(weights)[1]
+    assert facts.labels == tuple(sorted(TRADITIONS))
+    assert facts.step == losses[-1]["step"] == heldout[-1]["step"]
+    assert (folder / f"sample-{facts.step}.png").exists()
+    assert len(list(folder.glob("sample-*.png"))) >= 1
+
+    # Interrupted, it goes on: later steps, no row twice, and the average with it.
+    recipe(0.14)
+    steps = [row["step"] for row in table(folder / "losses.csv")]
+    assert steps == sorted(set(steps))
+    assert load_weights(weights)[1].step == steps[-1] > facts.step
+
+
+def test_its_average_is_a_power_function():
+    """With gamma 16 the weights of step i count as (i / n)^16, Karras et al. 2024, equation 125."""
+    weight = torch.nn.Linear(1, 1, bias=False)
+    ema = KarrasEMA(weight, gamma=reference_run.GAMMA, update_every=1)
+    for step in range(1, 1001):
+        torch.nn.init.constant_(weight.weight, step)
+        ema.update()
+    power = [(i / 1000) ** 16 for i in range(1, 1001)]
+    expected = sum(i * p for i, p in enumerate(power, 1)) / sum(power)
+    assert ema.ema_model.weight.item() == pytest.approx(expected, rel=2e-3)
 
 
 @pytest.mark.slow

@@ -1,146 +1,170 @@
-"""The reference run, from the first step to the files that stand in the repository.
+"""The recipe of the bundled weights: as many steps as a time allows, on fabrics drawn afresh.
 
-    python tests/benchmarks/reference_run.py                        on a GPU: everything, in full
-    python tests/benchmarks/reference_run.py --every 10000          evaluate less often
-    python tests/benchmarks/reference_run.py --skip-measurements    without the speed benchmarks
-    python tests/benchmarks/reference_run.py -- --min-snr           more options for the training
+    python tests/benchmarks/reference_run.py --minutes 9.5      a GPU; for a night on two CPU cores:
+    python tests/benchmarks/reference_run.py --minutes 600 -- --batch-size 32 --lr 3e-4
 
-1. exercise3_train.py trains and keeps a checkpoint at every evaluated step.
-2. For each of them, exercise1_generate.py draws samples and ddpm_basics.evaluation holds them
-   against held-out fabrics.
-3. The checkpoint whose samples lie nearest to held-out fabrics (median of the distance ratios) is
-   exported to models/, and its record replaces that of earlier runs in training_results/reference/.
-4. The benchmarks of training and sampling, and the distances between the samplers, are measured.
+Instead of the same 1,059 fabrics again and again, --count of them are drawn first, and the network
+sees each of them a few times. The step is exercise 3's, with its stratified timesteps, dropped
+labels and loss, but the learning rate follows the clock, a cosine that ends with the time, and the
+average of the weights is a power function (Karras et al. 2024, arXiv 2312.02696, gamma 16), whose
+width grows with the run. After -- come options for exercise 3.
 
-Interrupted anywhere, the same command goes on. What is left to do by hand is named at the end.
+Writes to --folder: losses.csv, heldout.csv (loss on held-out fabrics with and without labels, and
+by quarter of the timesteps), samples on the way, run.json, and weights.pt. Interrupted, the same
+command goes on; the minutes are those of training, pauses not counted.
 """
 
-import json
-import shutil
-import subprocess
+import csv
+import math
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from ddpm_basics.console import new_parser  # noqa: E402
-from ddpm_basics.files import write_json  # noqa: E402
-from ddpm_basics.options import DEVICES  # noqa: E402
-from ddpm_basics.weight_files import export_weights, load_weights, read_checkpoint  # noqa: E402
+import torch  # noqa: E402
+from accelerate import Accelerator  # noqa: E402
+from ema_pytorch import KarrasEMA  # noqa: E402
 
-SAMPLE_SEED = 5000  # of the first sample of each evaluation
+import exercise3_train as exercise3  # noqa: E402
+from ddpm_basics import runs, training  # noqa: E402
+from ddpm_basics.console import UserError, new_parser  # noqa: E402
+from ddpm_basics.fabrics.folder import draw_fabrics  # noqa: E402
+from ddpm_basics.hardware import autocast, pick_device  # noqa: E402
+from ddpm_basics.model import LabelledUnet  # noqa: E402
+from ddpm_basics.weight_files import export_weights  # noqa: E402
+
+RECIPE = ["--batch-size", "128", "--lr", "7e-4", "--warmup", "300", "--compile", "on"]
+GAMMA = 16  # of the average
+MOMENTS = (0.005, 0.015, 0.04, 0.1, 0.25, 0.5, 0.75, 1.0)  # of samples, in parts of the time
+QUARTERS = [f"{kind}{i}" for kind in ("labelled", "plain") for i in range(4)]
+COLUMNS = {
+    "losses.csv": ["step", "loss", "lr", "seconds", "fabrics"],
+    "heldout.csv": ["step", "seconds", "labelled", "plain", *QUARTERS],
+}
 
 
 def parse_options(argv=None):
     """Read the command line."""
     parser = new_parser(__doc__.split("\n\n")[0])
     add = parser.add_argument
-    add("--steps", type=int, default=100_000, help="of the training")
-    add("--every", type=int, default=5000, help="steps from one evaluation to the next")
-    add("--samples", type=int, default=2000, help="drawn for each evaluation")
-    add("--device", choices=DEVICES, default="auto", help="where to compute")
-    add("--data", type=Path, default=ROOT / "african_fabric_processed", help="training images")
-    add("--heldout", type=Path, help="for the evaluation; rendered unless given")
-    add("--folder", type=Path, default=ROOT / "training_results" / "full",
-        help="where checkpoints, samples and evaluations go (0.6 GB for each)")  # fmt: skip
-    add("--weights-out", type=Path, default=ROOT / "models" / "ddpm_african_fabrics.pt",
-        help="the best weights")  # fmt: skip
-    add("--reference", type=Path, default=ROOT / "training_results" / "reference",
-        help="where their record goes")  # fmt: skip
-    add("--skip-measurements", action="store_true", help="leave out step 4")
+    add("--minutes", type=float, default=9.5, help="of training")
+    add("--count", type=int, default=31_010, help="fabrics to draw")
+    add("--every", type=float, default=30, help="seconds between rows of heldout.csv and saves")
+    add("--folder", type=Path, default=Path("training_results/recipe"), help="where all of it goes")
     add("training", nargs="*", help="options for exercise3_train.py, after --")
     return parser.parse_args(argv)
 
 
-def run(*words):
-    """Run a script or a module of the bundle in its folder; stop where it fails."""
-    subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True)
+def add_row(run, name, *values):
+    """Append a row to a table of the run, which is begun with the names of its columns."""
+    path = run.options.results_dir / name
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([COLUMNS[name]] * is_new)
+        writer.writerow([f"{value:.6g}" for value in values])
 
 
-def train(options):
-    """Train, or go on, or find that all is done."""
-    resumed = any(options.folder.glob("model-*.pt"))
-    run("exercise3_train.py", "--train", *(["--resume"] if resumed else []),
-        "--steps", options.steps, "--save-every", options.every, "--data", options.data,
-        "--keep", options.steps // options.every + 2, "--results-dir", options.folder,
-        "--weights-out", options.folder / "last.pt", "--device", options.device,
-        *options.training)  # fmt: skip
+def drop_later_rows(run):
+    """Take out of the tables what a resumed run is going to write again."""
+    for name in COLUMNS:
+        path = run.options.results_dir / name
+        if path.exists():
+            head, *rows = path.read_text().splitlines(keepends=True)
+            kept = [row for row in rows if int(float(row.split(",")[0])) <= run.step]
+            path.write_text("".join([head, *kept]))
 
 
-def evaluate(options, step):
-    """Draw samples from a checkpoint and judge them; returns the report."""
-    report = options.folder / f"evaluation-{step}.json"
-    if not report.exists():
-        samples = options.folder / f"samples-{step}"
-        run("exercise1_generate.py", "--weights", options.folder / f"model-{step}.pt",
-            "--num-samples", options.samples, "--seed", SAMPLE_SEED,
-            "--samples-dir", samples, "--device", options.device,
-            "--output", options.folder / f"grid-{step}.png")  # fmt: skip
-        heldout = ["--heldout", options.heldout] if options.heldout else []
-        run("-m", "ddpm_basics.evaluation", samples, "--train", options.data, *heldout,
-            "--output", report, "--figure", options.folder / f"neighbours-{step}.png",
-            "--device", options.device)  # fmt: skip
-    return json.loads(report.read_text())
+@torch.inference_mode()
+def heldout_losses(run, dropped):
+    """The averaged network's losses on held-out fabrics, sorted by t; labels told or dropped."""
+    model, size = run.ema.ema_model.eval(), run.options.batch_size
+    numbers = run.fixed_numbers(run.heldout)
+    numbers = numbers._replace(drop=torch.full_like(numbers.drop, dropped))
+    network, losses = LabelledUnet(model), []
+    for first in range(0, len(numbers.t), size):
+        batch = exercise3.make_batch(run.heldout, numbers, slice(first, first + size))
+        with autocast(run.device, run.precision):
+            losses.append(exercise3.denoising_loss(model, network, run.loss_weights, *batch))
+    return torch.cat(losses)
 
 
-def export(checkpoint, out):
-    """Write a checkpoint's EMA weights in the bundled format; an earlier file is kept beside it."""
-    state = read_checkpoint(checkpoint)
-    config = state["config"]  # from before this checkpoint's own step was noted in it
-    config["training"] |= {"steps_done": state["step"], "seconds": round(state["seconds"], 1)}
-    export_weights(load_weights(checkpoint)[0], out, state["step"], config)
+def start(options):
+    """Begin a run, or take it up where its newest checkpoint has left it."""
+    team = Accelerator(cpu=pick_device(options.device).type == "cpu")
+    found = runs.newest_good_checkpoint(options.results_dir)
+    if options.precision == "auto" and found:
+        options.precision = runs.recorded_precision(found[1])
+    run = exercise3.start(options, team)
+    run.ema = KarrasEMA(run.diffusion, gamma=GAMMA, update_every=1)
+    if found:
+        runs.restore(run, *found)
+    drop_later_rows(run)
+    return run
 
 
-def keep_record(options, best, reports):
-    """Put the run's record, and the evaluations of all its checkpoints, into the reference folder.
+def train(options, ours):
+    """Take steps until the time is over; save, measure and draw on the way."""
+    options.results_dir.mkdir(parents=True, exist_ok=True)
+    run = start(options)
+    network = LabelledUnet(run.diffusion)
+    rows = slice(0, options.batch_size)
+    compiled = options.compile == "on" and training.compile_checked(
+        network, lambda: exercise3.loss_of_rows(run, network, run.numbers(1), rows), run.say
+    )
+    runs.start_records(run, compiled)
+    budget, peak, done = 60 * ours.minutes, options.lr, run.seconds
+    moments = [part * budget for part in MOMENTS if part * budget > done]
+    began, losses, saved = time.monotonic() - done, [], done
+    while run.seconds < budget:
+        options.lr = peak * 0.5 * (1 + math.cos(math.pi * run.seconds / budget))
+        run.step += 1
+        losses.append(exercise3.train_step(run, network, run.step))
+        run.seconds = time.monotonic() - began
+        last = run.seconds >= budget
+        if run.step % options.log_every == 0 or last:
+            mean = torch.stack(losses).mean().item()
+            if not math.isfinite(mean):
+                raise UserError(runs.not_finite_message(run, f"The loss of step {run.step} is"))
+            losses = []
+            rate = training.learning_rate(run.step, options)
+            seen = min(ours.count, run.step * run.effective_batch)
+            add_row(run, "losses.csv", run.step, mean, rate, run.seconds, seen)
+            run.say(f"{run.seconds:8.0f} s  step {run.step:6,}  loss {mean:.4f}  rate {rate:.2e}")
+        if run.seconds - saved >= ours.every or last:
+            measure(run)
+            saved = run.seconds
+        if moments and run.seconds >= moments[0]:
+            moments = [moment for moment in moments if moment > run.seconds]
+            exercise3.draw_samples(run)
+    runs.save_checkpoint(run)
+    export_weights(run.ema.ema_model, options.weights_out, run.step, run.config)
+    run.say(f"Wrote {options.weights_out}, and its record in {options.results_dir}.")
 
-    What an earlier run has left there goes away first; measurements of speed stay.
-    """
-    reference = options.reference
-    reference.mkdir(parents=True, exist_ok=True)
-    for earlier in (*reference.glob("stage*_*"), *reference.glob("sample-*.png")):
-        shutil.rmtree(earlier) if earlier.is_dir() else earlier.unlink()
-    names = ("losses.csv", "loss_curve.png", "run.json")
-    for path in (*options.folder.glob("sample-*.png"), *(options.folder / n for n in names)):
-        shutil.copy(path, reference)
-    shutil.copy(options.folder / f"evaluation-{best}.json", reference / "evaluation.json")
-    figure = reference / "evaluation_neighbours.png"
-    shutil.copy(options.folder / f"neighbours-{best}.png", figure)
-    rows = [{"step": step, "shipped": step == best, **report["headline"]}
-            for step, report in sorted(reports.items())]  # fmt: skip
-    write_json(reference / "checkpoints.json", rows)
-    return rows
+
+def measure(run):
+    """Add a row to heldout.csv, and save."""
+    told, plain = heldout_losses(run, False), heldout_losses(run, True)
+    quarters = [part.mean().item() for losses in (told, plain) for part in losses.tensor_split(4)]
+    means = told.mean().item(), plain.mean().item()
+    add_row(run, "heldout.csv", run.step, run.seconds, *means, *quarters)
+    run.say(f"held-out loss {means[0]:.4f} with labels, {means[1]:.4f} without")
+    runs.save_checkpoint(run)
 
 
 def main(argv=None):
-    """Do all that the docstring says."""
-    options = parse_options(argv)
-    if options.steps % options.every:
-        sys.exit(f"Error: --steps {options.steps} is no multiple of --every {options.every}.")
-    train(options)
-    steps = range(options.every, options.steps + 1, options.every)
-    reports = {step: evaluate(options, step) for step in steps}
-    best = min(reports, key=lambda step: reports[step]["headline"]["median_ratio"])
-    export(options.folder / f"model-{best}.pt", options.weights_out)
-    print(f"\n{'step':>8}  distance over floor, median")
-    for row in keep_record(options, best, reports):
-        mark = "  <- shipped" if row["shipped"] else ""
-        print(f"{row['step']:>8}  {row['median_ratio']:.2f}{mark}")
-    if not options.skip_measurements:
-        for name, output, *more in (
-            ("bench_training", "bench_training", "--compile", "--data", options.data),
-            ("bench_sampling", "bench_sampling", "--weights", options.weights_out),
-            ("measure_samplers", "samplers", "--weights", options.weights_out),
-        ):
-            run(f"tests/benchmarks/{name}.py", *more, "--device", options.device,
-                "--output", options.reference / f"{output}.json")  # fmt: skip
-    print(
-        f"Wrote {options.weights_out} (step {best}) and its record in {options.reference}. Now "
-        "rewrite models/README.md, then run docs/make_figures.py and "
-        "tests/benchmarks/readme_figures.py."
-    )
+    """Draw the fabrics, then run exercise 3's command line with another way to train."""
+    ours = parse_options(argv)
+    fabrics = ours.folder / "fabrics"
+    draw_fabrics(fabrics, count=ours.count)
+    exercise3.train = lambda options: train(options, ours)
+    return exercise3.main([
+        "--train", *RECIPE, "--data", str(fabrics), "--results-dir", str(ours.folder),
+        "--weights-out", str(ours.folder / "weights.pt"), *ours.training,
+    ])  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
