@@ -84,7 +84,7 @@ def draw(
     spread = log_snr_times if options.sampler == "dpmpp" else even_times
 
     x_T, generators = starting_noise(seeds, (diffusion.channels, *diffusion.image_size))
-    x_t, last = x_T.to(diffusion.betas.device), None
+    x_t, past = x_T.to(diffusion.betas.device), []
     for t, s in pairwise(spread(levels, options.steps)):
         x_0 = predict_x_0(diffusion, levels, x_t, t, labels, options.guidance)
         if options.sampler == "ddpm":
@@ -92,8 +92,8 @@ def draw(
         elif options.sampler == "ddim":
             x_t = ddim_step(levels, x_t, x_0, t, s)
         else:
-            x_t = dpmpp_step(levels, x_t, x_0, t, s, last)
-            last = (x_0, t)
+            x_t = dpmpp_step(levels, x_t, x_0, t, s, past)
+            past = [(x_0, t), *past[:1]]
         bar.update()
     return (x_t + 1) / 2
 

@@ -14,7 +14,7 @@
 # ///
 """Exercise 2 (modify): take the diffusion process apart and look at every piece.
 
-    python exercise2_explore.py                     all five parts, some ten minutes on two cores
+    python exercise2_explore.py                     all five parts, a quarter of an hour on two cores
     python exercise2_explore.py --part c d          some of them; these two take seconds
     python exercise2_explore.py --part b --seed 7   another fabric
 
@@ -102,7 +102,7 @@ def walk(
     """Walk from the noise x_T to images; yield t, x_t and the guess of x_0 at every step."""
     levels = sampling.noise_levels(lab.diffusion)
     spread = sampling.log_snr_times if sampler == "dpmpp" else sampling.even_times
-    x_t, last = x_T.to(lab.device), None
+    x_t, past = x_T.to(lab.device), []
     for t, s in pairwise(spread(levels, steps)):
         with hardware.autocast(lab.device, lab.precision):
             x_0 = sampling.predict_x_0(lab.diffusion, levels, x_t, t, labels, GUIDANCE)
@@ -110,8 +110,8 @@ def walk(
         if sampler == "ddim":
             x_t = sampling.ddim_step(levels, x_t, x_0, t, s)
         else:
-            x_t = sampling.dpmpp_step(levels, x_t, x_0, t, s, last)
-            last = (x_0, t)
+            x_t = sampling.dpmpp_step(levels, x_t, x_0, t, s, past)
+            past = [(x_0, t), *past[:1]]
 
 
 def draw(

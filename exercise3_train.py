@@ -203,12 +203,12 @@ def draw_samples(run: Run) -> None:
     seeds = range(run.options.seed, run.options.seed + NUM_SAMPLES)
     labels = label_vectors(model, model.label_names, range(NUM_SAMPLES))
     x_T, _ = starting_noise(seeds, (model.channels, *model.image_size))
-    x_t, last = x_T.to(run.device, memory_format=torch.channels_last), None
+    x_t, past = x_T.to(run.device, memory_format=torch.channels_last), []
     for t, s in pairwise(log_snr_times(levels, SAMPLING_STEPS)):
         with autocast(run.device, run.precision):
             x_0 = predict_x_0(model, levels, x_t, t, labels)
-        x_t = dpmpp_step(levels, x_t, x_0, t, s, last)
-        last = (x_0, t)
+        x_t = dpmpp_step(levels, x_t, x_0, t, s, past)
+        past = [(x_0, t), *past[:1]]
     sheet = tile((x_t.cpu() + 1) / 2, cell=160, title=f"Step {run.step:,}")
     save_picture(sheet, run.options.results_dir / f"sample-{run.step}.png")
 

@@ -13,26 +13,28 @@ sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 import bench_sampling
 import measure_samplers
 
+from ddpm_basics.model import label_vectors
 from ddpm_basics.weight_files import load_weights
 
 exercise1 = load_script("exercise1_generate")
 
 
-def draw(diffusion, sampler, steps, seeds):
+def draw(diffusion, sampler, steps, seeds, guidance=None):
     """Draw images as exercise 1 does."""
-    options = Namespace(sampler=sampler, steps=steps, guidance=1.0)
-    return exercise1.draw(diffusion, list(seeds), None, options, tqdm(disable=True))
+    options = Namespace(sampler=sampler, steps=steps, guidance=guidance or 1.0)
+    labels = label_vectors(diffusion, diffusion.label_names, seeds) if guidance else None
+    return exercise1.draw(diffusion, list(seeds), labels, options, tqdm(disable=True))
 
 
 @pytest.fixture
-def measure(monkeypatch, tiny_weights, tmp_path):
+def measure(monkeypatch, labelled_weights, tmp_path):
     """measure(images): tests/benchmarks/measure_samplers.py with fewer runs; returns its record."""
     monkeypatch.setattr(measure_samplers, "REFERENCE", ("ddim", 300))
     monkeypatch.setattr(measure_samplers, "RUNS", [("ddim", 250), ("dpmpp", 4), ("dpmpp", 100)])
 
     def run(images, *more):
         output = tmp_path / "samplers.json"
-        measure_samplers.main(["--weights", str(tiny_weights), "--images", str(images),
+        measure_samplers.main(["--weights", str(labelled_weights), "--images", str(images),
                                "--device", "cpu", "--precision", "fp32", "--seed", "0",
                                "--output", str(output), *more])  # fmt: skip
         return json.loads(output.read_text())
@@ -40,16 +42,20 @@ def measure(monkeypatch, tiny_weights, tmp_path):
     return run
 
 
-def test_measured_distances(measure, tiny_weights):
+@pytest.mark.parametrize("guided", [False, True])
+def test_measured_distances(measure, labelled_weights, guided):
     """Each figure again, from exercise 1's own loop; a second run adds what is missing."""
-    first, record = measure(1), measure(3)
+    more = ["--guided"] if guided else []
+    first, record = measure(1, *more), measure(3, *more)
+    guidance = exercise1.GUIDANCE if guided else None
+    assert record["guidance"] == guidance
     assert first["rows"][0]["standard_error"] is None, "one image has no spread"
     assert list(record["distances"]) == ["0", "1", "2"]
     assert record["distances"]["0"] == first["distances"]["0"]
-    diffusion, _ = load_weights(tiny_weights)
-    reference = draw(diffusion, "ddim", 300, range(3))
+    diffusion, _ = load_weights(labelled_weights)
+    reference = draw(diffusion, "ddim", 300, range(3), guidance)
     for row, (sampler, steps) in zip(record["rows"], measure_samplers.RUNS, strict=True):
-        images = draw(diffusion, sampler, steps, range(3))
+        images = draw(diffusion, sampler, steps, range(3), guidance)
         expected = (images - reference).square().mean((1, 2, 3)).sqrt()
         assert row["distance"] == pytest.approx(expected.mean().item(), abs=1e-4)
         assert row["standard_error"] == pytest.approx(expected.std().item() / 3**0.5, abs=1e-4)

@@ -314,6 +314,14 @@ def test_e_is_smooth_and_has_no_seam(everything, draw):
     assert rms(clip[0], frames[0]) < 0.1
 
 
+def test_the_morph_of_the_shipped_weights_is_smooth():
+    """From frame to frame it changes by a small part of what lies between two fabrics."""
+    record = json.loads((ROOT / "training_results/reference/ddpm_fabric_morph.json").read_text())
+    assert record["frames"] == exercise2.MORPH_FABRICS * exercise2.MORPH_FRAMES
+    assert record["largest_change"] < record["fabrics_apart"] / 3
+    assert record["mean_change"] < record["fabrics_apart"] / 6
+
+
 # ---- The command ---------------------------------------------------------------------------------
 
 

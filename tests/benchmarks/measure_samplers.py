@@ -2,12 +2,14 @@
 
     python tests/benchmarks/measure_samplers.py              64 images; hours on two CPU cores
     python tests/benchmarks/measure_samplers.py --images 8   a first impression; 64 continue it
+    python tests/benchmarks/measure_samplers.py --guided     16 images, labels in turn, guided
 
 For each image the same noise x_T is followed by DDIM with all 1000 steps, by DDIM with fewer, and
 by DPM-Solver++. The distance is the root of the mean squared difference to the 1000-step image,
-in units of the pixel range 0 to 1. Writes training_results/reference/samplers.json after every
-batch: interrupted, the same command goes on. "enough_steps" is the smallest number of steps of
-DPM-Solver++ that is on average as close as DDIM with 250; exercise 1's default has to be.
+in units of the pixel range 0 to 1. Writes training_results/reference/samplers.json, or
+samplers_guided.json, after every batch: interrupted, the same command goes on. "enough_steps" is
+the smallest number of steps of DPM-Solver++ that is on average as close as DDIM with 250; exercise
+1's default has to be.
 """
 
 import statistics
@@ -25,6 +27,7 @@ import exercise1_generate as exercise1  # noqa: E402
 from ddpm_basics import hardware  # noqa: E402
 from ddpm_basics.console import duration, new_parser  # noqa: E402
 from ddpm_basics.files import file_digest, read_json, write_json  # noqa: E402
+from ddpm_basics.model import label_vectors  # noqa: E402
 from ddpm_basics.options import DEVICES, PRECISIONS, default_weights  # noqa: E402
 from ddpm_basics.weight_files import load_weights  # noqa: E402
 
@@ -38,23 +41,30 @@ def parse_options(argv=None):
     parser = new_parser(__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--weights", type=Path, default=default_weights(), help="weight file")
-    add("--images", type=int, default=64, help="how many to compare")
+    add("--guided", action="store_true", help="draw the labels in turn, with exercise 1's guidance")
+    add("--images", type=int, help="how many to compare (default: 64, or 16 with --guided)")
     add("--batch-size", type=int, default=16, help="images at once")
     add("--seed", type=int, default=1000, help="of the first image")
     add("--device", choices=DEVICES, default="auto", help="where to compute")
     add("--precision", choices=PRECISIONS, default="auto", help="of the network")
-    add("--output", type=Path, help="file to write",
-        default=ROOT / "training_results" / "reference" / "samplers.json")  # fmt: skip
-    return parser.parse_args(argv)
+    add(
+        "--output", type=Path, help="file to write (default: samplers.json or samplers_guided.json)"
+    )
+    options = parser.parse_args(argv)
+    options.images = options.images or (16 if options.guided else 64)
+    name = "samplers_guided.json" if options.guided else "samplers.json"
+    options.output = options.output or ROOT / "training_results" / "reference" / name
+    return options
 
 
-def distances(diffusion, seeds, precision, bar):
+def distances(diffusion, seeds, guidance, precision, bar):
     """Draw these seeds with every sampler; return {"dpmpp 20": [distance of each image], ...}."""
+    labels = label_vectors(diffusion, diffusion.label_names, seeds) if guidance else None
 
     def draw(sampler, steps):
-        how = Namespace(sampler=sampler, steps=steps, guidance=1.0)
+        how = Namespace(sampler=sampler, steps=steps, guidance=guidance or 1.0)
         with hardware.autocast(diffusion.betas.device, precision):
-            return exercise1.draw(diffusion, seeds, None, how, bar)
+            return exercise1.draw(diffusion, seeds, labels, how, bar)
 
     reference = draw(*REFERENCE)
     return {
@@ -92,7 +102,8 @@ def main(argv=None):
     diffusion, facts = load_weights(options.weights)
     precision = hardware.pick_precision(options.precision, device, diffusion)
     hardware.prepare_to_sample(diffusion, device, precision)
-    record = {"weights": file_digest(options.weights), "step": facts.step,
+    guidance = exercise1.GUIDANCE if options.guided else None
+    record = {"weights": file_digest(options.weights), "step": facts.step, "guidance": guidance,
               "image_size": facts.image_size, "precision": precision}  # fmt: skip
     earlier = read_json(options.output) or {}
     same = all(earlier.get(key) == value for key, value in record.items())
@@ -107,7 +118,7 @@ def main(argv=None):
     per_batch = REFERENCE[1] + sum(steps for _, steps in RUNS)
     with tqdm(total=per_batch * len(batches), unit="step") as bar:
         for batch in batches:
-            found = distances(diffusion, batch, precision, bar)
+            found = distances(diffusion, batch, guidance, precision, bar)
             for position, seed in enumerate(batch):
                 record["distances"][str(seed)] = {k: v[position] for k, v in found.items()}
             write_json(options.output, summary(record))
