@@ -14,7 +14,7 @@
 # ///
 """Exercise 2 (modify): take the diffusion process apart and look at every piece.
 
-    python exercise2_explore.py                     all five parts, a quarter of an hour on two cores
+    python exercise2_explore.py                     all five parts, some 15 minutes on two cores
     python exercise2_explore.py --part c d          some of them; these two take seconds
     python exercise2_explore.py --part b --seed 7   another fabric
 

@@ -11,6 +11,7 @@ which files each figure was made, so that the build refuses one that is out of d
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
@@ -44,8 +45,7 @@ from ddpm_basics.console import UserError, duration, new_parser, run_command  # 
 from ddpm_basics.fabrics.folder import draw_fabrics  # noqa: E402
 from ddpm_basics.files import read_json, write_atomically, write_json  # noqa: E402
 from ddpm_basics.images import decode, find_images, from_picture, tile  # noqa: E402
-from ddpm_basics.losses import read_losses  # noqa: E402
-from ddpm_basics.model import build_diffusion  # noqa: E402
+from ddpm_basics.model import build_diffusion, label_vectors  # noqa: E402
 from ddpm_basics.weight_files import load_weights  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
@@ -60,6 +60,8 @@ MACHINE = hardware.describe(hardware.pick_device("auto"))
 MAX_WIDTH = 1050  # pixels: figures are shown 700 wide, many screens have 1.5 to 2 pixels per point
 GAP = 4  # white pixels between the images of a frame
 SEED = 42  # of the first fabric in the sliders
+PRECISION = "fp32"  # that they are drawn in, whatever is fastest here
+GUIDANCE = 2.0  # how much of its label each of them gets, as in the exercises
 
 
 # ---- Bookkeeping ---------------------------------------------------------------------------------
@@ -137,30 +139,30 @@ def run(command: str, folder: Path, key: str = "") -> None:
 
 @cache
 def load_network() -> tuple[GaussianDiffusion, torch.device, str]:
-    """Load the shipped weights as exercise 1 does; return them, their device and precision."""
+    """Load the shipped weights; return them, their device and precision."""
     device = hardware.pick_device("auto")
-    precision = hardware.pick_precision("auto", device)
     diffusion, _ = load_weights(WEIGHTS)
-    hardware.prepare_to_sample(diffusion, device, precision)
-    return diffusion, device, precision
+    hardware.prepare_to_sample(diffusion, device, PRECISION)
+    return diffusion, device, PRECISION
 
 
 @torch.inference_mode()
 def walk(sampler: str, x_T: Tensor, steps: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Walk from the noise x_T to images; yield t, x_t and the guess of x_0 at every step."""
+    """Walk from the noise x_T to images of the labels in turn; yield t, x_t, the guess of x_0."""
     diffusion, device, precision = load_network()
     levels = sampling.noise_levels(diffusion)
+    labels = label_vectors(diffusion, diffusion.label_names, range(len(x_T)))
     spread = sampling.log_snr_times if sampler == "dpmpp" else sampling.even_times
-    x_t, last = x_T.to(device), None
+    x_t, past = x_T.to(device), []
     for t, s in pairwise(spread(levels, steps)):
         with hardware.autocast(device, precision):
-            x_0 = sampling.predict_x_0(diffusion, levels, x_t, t)
+            x_0 = sampling.predict_x_0(diffusion, levels, x_t, t, labels, GUIDANCE)
         yield t, x_t.cpu(), x_0.cpu()
         if sampler == "ddim":
             x_t = sampling.ddim_step(levels, x_t, x_0, t, s)
         else:
-            x_t = sampling.dpmpp_step(levels, x_t, x_0, t, s, last)
-            last = (x_0, t)
+            x_t = sampling.dpmpp_step(levels, x_t, x_0, t, s, past)
+            past = [(x_0, t), *past[:1]]
 
 
 def draw(sampler: str, x_T: Tensor, steps: int) -> Tensor:
@@ -286,15 +288,16 @@ def samples(folder: Path) -> dict[int, Path]:
 
 
 def make_comparison() -> None:
-    """Training images beside generated ones, 16 each."""
+    """Training images beside generated ones of the same tradition, 16 each."""
     with workspace() as folder:
         run("python exercise1_generate.py --seed 100 --samples-dir samples", folder)
         drawn = [decode(path) for path in find_images(folder / "samples")[0]]
-    files = find_images(DATA)[0]
-    real = [decode(files[int((i + 0.5) * len(files) / 16)]) for i in range(16)]
-    left = tile(real, 4, cell=122, gap=GAP, title="training images")
-    right = tile(drawn, 4, cell=122, gap=GAP, title="generated")
-    publish(tile([left, right], 2), "training_vs_generated.webp", [WEIGHTS], quality=45)
+    names = load_network()[0].label_names
+    labels = [names[i % len(names)] for i in range(len(drawn))]
+    real = [decode(find_images(DATA / label)[0][i]) for i, label in enumerate(labels)]
+    sheets = [tile(pictures, 4, cell=122, gap=GAP, title=title, captions=labels)
+              for title, pictures in (("training images", real), ("generated", drawn))]  # fmt: skip
+    publish(tile(sheets, 2), "training_vs_generated.webp", [WEIGHTS], quality=45)
 
 
 # ---- Numbers, and pictures that are there already ------------------------------------------------
@@ -314,87 +317,52 @@ def make_weights() -> None:
 
 
 def make_neighbours() -> None:
-    """The figures that stand beside evaluation.json and settling.json."""
+    """The figure that stands beside evaluation.json."""
     made_from = [REFERENCE / "evaluation.json"]
     publish(REFERENCE / "evaluation_neighbours.png", "nearest_neighbours.webp", made_from, 45)
-    publish(REFERENCE / "settling.png", "settling.webp", [REFERENCE / "settling.json"], 30)
 
 
 def make_training() -> None:
-    """What the reference run left: its settings, its curve, its samples as time went on."""
-    folders, runs = zip(*stages(), strict=True)
-    logs = [read_losses(folder / "losses.csv") for folder in folders]
-    total = {key: sum(run[key] for run in runs) for key in ("steps", "seconds", "passes")}
-    last = [row for row in logs[-1] if row["train_bin0"] > 0][-1]
+    """What the lesson quotes of the reference run, and its curve."""
+    record = json.loads((REFERENCE / "run.json").read_text(encoding="utf-8"))
+    logs = [REFERENCE / "losses.csv", REFERENCE / "heldout.csv"]
+    losses, heldout = map(read_rows, logs)
+    quoted = (
+        "hardware", "seconds", "steps_done", "effective_batch", "num_images", "images_shown", "lr",
+        "warmup", "label_dropout", "average", "precision", "heldout_images",
+    )  # fmt: skip
+    last = heldout[-1]
     keep("training.json", {
-        "stages": runs, "steps": total["steps"], "hours": total["seconds"] / 3600,
-        "passes": total["passes"], "hardware": runs[-1]["hardware"],
-        "first_loss": {"step": int(logs[0][0]["step"]), "loss": logs[0][0]["loss"]},
-        "bins": [{"bin": f"{100 * i} to {100 * i + 99}", "train": last[f"train_bin{i}"],
-                  "heldout": last[f"heldout_bin{i}"]} for i in range(10)],
+        **{key: record[key] for key in quoted},
+        "passes": record["images_shown"] / record["num_images"],
+        "first_loss": losses[0]["loss"], "last_loss": losses[-1]["loss"],
+        "heldout": {"labels": last["labelled"], "plain": last["plain"]},
+        "quarters": [{"t": f"{250 * i} to {250 * i + 249}", "labels": last[f"l{i}"],
+                      "plain": last[f"p{i}"]} for i in range(4)],
     })  # fmt: skip
     with workspace() as scratch:
-        plot_losses(scratch / "curve.png", runs, logs)
-        made_from = [folder / "losses.csv" for folder in folders]
-        publish(scratch / "curve.png", "loss_curve.webp", made_from, quality=90)
-    grids = [(f"step {step:,} at {run['image_size']}x{run['image_size']}", path)
-             for folder, run in zip(folders, runs, strict=True)
-             for step, path in samples(folder).items()]  # fmt: skip
-    publish(progression(grids), "progression.webp", sorted(path for _, path in grids), 45)
+        plot_losses(scratch / "curve.png", losses, heldout)
+        publish(scratch / "curve.png", "loss_curve.webp", logs, quality=90)
 
 
-def stages() -> list[tuple[Path, dict[str, Any]]]:
-    """Find the runs that led to the shipped weights, in their order: folder and settings.
-
-    They stand in training_results/reference/ itself, or in stage1_... and so on below it, where
-    one run went on from another's weights.
-    """
-    found = []
-    for path in sorted(set(REFERENCE.rglob("run.json")) - {QUICK / "run.json"}):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        training, data = record["training"], record["data"]
-        weights = {"min-SNR": training["min_snr"], "1 + 1/SNR": training.get("snr_plus_one")}
-        found.append((path.parent, {
-            "image_size": record["process"]["image_size"], "steps": training["steps_done"],
-            "batch": training["effective_batch"], "seconds": training["seconds"],
-            "passes": training["steps_done"] * training["effective_batch"] / data["images"],
-            "learning_rate": training["lr"],
-            "last_learning_rate": training["lr_final"] or training["lr"],
-            "hardware": training["hardware"],
-            "weighting": ", ".join(name for name, on in weights.items() if on) or "none",
-        }))  # fmt: skip
-    return found
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """Read a table of numbers."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{key: float(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
 
 
-def plot_losses(path: Path, runs: Iterable[Any], logs: Iterable[Any]) -> None:
-    """Draw the losses of all stages one after the other, with a line where the next one begins."""
-    columns = {"loss": ("what the training minimises", "-", "0.6"),
-               "train_fixed": ("EMA, fixed training fabrics", "o-", "C0"),
-               "heldout_fixed": ("EMA, held-out fabrics", "s-", "C1")}  # fmt: skip
-    with figures.new_figure(path, 4, "The run's losses, stage after stage") as figure:
-        axes, before = figure.subplots(), 0
-        for run, log in zip(runs, logs, strict=True):
-            for name, (label, style, color) in columns.items():
-                steps, values = figures.curve(log, name)
-                axes.plot([before + step for step in steps], values, style, color=color, ms=4,
-                          lw=0.9, label="" if before else label)  # fmt: skip
-            if before:
-                axes.axvline(before, color="0.3", lw=0.8, ls=":")
-            pixels, place = f" {run['image_size']}x{run['image_size']}", axes.get_xaxis_transform()
-            axes.text(before, 0.99, pixels, va="top", fontsize=7, transform=place)
-            before += run["steps"]
-        axes.set(xlabel="step, all stages", ylabel="mean squared error of the noise", yscale="log")
-        axes.set_yticks([0.05, 0.1, 0.2, 0.5, 1], ["0.05", "0.1", "0.2", "0.5", "1"])
+def plot_losses(path: Path, losses: list[Any], heldout: list[Any]) -> None:
+    """Draw the loss while training, and the averaged weights' loss on held-out fabrics."""
+    with figures.new_figure(path, 3.6, "The loss of the run behind the weights") as figure:
+        axes = figure.subplots()
+        axes.plot(*figures.curve(losses, "loss"), color="0.6", label="training")
+        for name, how in (("plain", "without labels"), ("labelled", "with labels")):
+            steps, values = figures.curve(heldout, name)
+            axes.plot(steps, values, "o-", ms=4, lw=1.2, label=f"held-out fabrics, {how}")
+        axes.set(xlabel="step", ylabel="weighted squared error of v", yscale="log")
+        axes.set_yticks([0.1, 0.15, 0.2, 0.3, 0.4], ["0.1", "0.15", "0.2", "0.3", "0.4"])
         axes.minorticks_off()
-        axes.legend(loc="upper right", bbox_to_anchor=(1, 0.93))
-
-
-def progression(grids: list[tuple[str, Path]]) -> Image.Image:
-    """Set the sample grids of six moments side by side, without their titles under new ones."""
-    moments = [grids[round(i * (len(grids) - 1) / 5)] for i in range(6)]  # first and last included
-    pictures = [(title, decode(path)) for title, path in moments]
-    sheets = [tile([p.crop((0, 44, *p.size))], cell=334, title=title) for title, p in pictures]
-    return tile(sheets, 3, gap=0)
+        axes.legend()
 
 
 def make_from_scratch() -> None:
