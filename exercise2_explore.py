@@ -4,6 +4,7 @@
 #     "torch>=2.5",
 #     "torchvision>=0.20",
 #     "denoising-diffusion-pytorch>=2.2.0,<3",
+#     "accelerate>=1.0",
 #     "matplotlib>=3.8",
 #     "imageio>=2.34",
 #     "imageio-ffmpeg>=0.5.1",
