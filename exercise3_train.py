@@ -214,20 +214,15 @@ def draw_samples(run: Run) -> None:
 
 
 @torch.inference_mode()
-def fixed_losses(run: Run) -> dict[str, Tensor]:
-    """Return the EMA network's losses on fixed images, t and noise, sorted by t: (n,) each."""
-    model, size, losses = run.ema.ema_model.eval(), run.options.batch_size, {}
-    network = LabelledUnet(model)
-    for name, pictures in {"train": run.data, "heldout": run.heldout}.items():
-        if pictures is None:
-            continue
-        numbers = run.fixed_numbers(pictures)
-        rows = [slice(i, i + size) for i in range(0, len(numbers.t), size)]
-        batches = [make_batch(pictures, numbers, some) for some in rows]
-        with autocast(run.device, run.precision):
-            losses[name] = torch.cat([denoising_loss(model, network, run.loss_weights, *batch)
-                                      for batch in batches])  # fmt: skip
-    return losses
+def fixed_losses(run: Run, pictures: data.Pictures, told: bool = True) -> Tensor:
+    """Return the EMA network's losses on fixed images, t and noise, sorted by t: (n,)."""
+    model, size = run.ema.ema_model.eval(), run.options.batch_size
+    network, numbers = LabelledUnet(model), run.fixed_numbers(pictures, told)
+    rows = [slice(i, i + size) for i in range(0, len(numbers.t), size)]
+    batches = [make_batch(pictures, numbers, some) for some in rows]
+    with autocast(run.device, run.precision):
+        return torch.cat([denoising_loss(model, network, run.loss_weights, *batch)
+                          for batch in batches])  # fmt: skip
 
 
 def start(options: argparse.Namespace, team: Accelerator) -> Run:
@@ -305,7 +300,8 @@ def train(options: argparse.Namespace) -> None:
             meter.add(loss, read=row_due)  # ends the run at a loss that is not finite
             stopping = stop.agreed(may_wait=row_due)  # after Ctrl-C: first what is due, then leave
             if row_due:
-                meter.write_row(fixed_losses(run) if save_due else {})
+                sets = {"train": run.data, "heldout": run.heldout} if save_due else {}
+                meter.write_row({name: fixed_losses(run, own) for name, own in sets.items() if own})
             if save_due:
                 if team.is_main_process:
                     runs.save_checkpoint(run)

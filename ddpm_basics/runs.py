@@ -75,12 +75,13 @@ class Run:
             int(self.diffusion.num_timesteps), self.device,
         )  # fmt: skip
 
-    def fixed_numbers(self, pictures: Pictures) -> StepNumbers:
-        """Return the numbers behind a fixed loss on some pictures."""
-        return fixed_numbers(
+    def fixed_numbers(self, pictures: Pictures, told: bool) -> StepNumbers:
+        """Return the numbers behind a fixed loss on some pictures, with their labels or without."""
+        numbers = fixed_numbers(
             self.options.seed, pictures.images.shape, self.side,
             int(self.diffusion.num_timesteps), self.device,
         )  # fmt: skip
+        return numbers._replace(drop=torch.full_like(numbers.drop, not told))
 
     def say(self, text: str) -> None:
         """Print from the main process only."""

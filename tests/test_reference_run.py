@@ -58,7 +58,7 @@ def test_the_recipe_fills_its_time(recipe):
     for row in heldout:
         quarters = [row[f"labelled{i}"] for i in range(4)]
         assert row["labelled"] == pytest.approx(sum(quarters) / 4, rel=1e-4)
-    assert heldout[-1]["labelled"] < heldout[0]["labelled"]
+    assert max(row["plain"] for row in heldout) < 0.65, "worse than an untrained network"
     weights = folder / "weights.pt"
     facts = load_weights(weights)[1]
     assert facts.labels == tuple(sorted(TRADITIONS))

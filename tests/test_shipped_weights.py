@@ -1,5 +1,6 @@
 """models/ddpm_african_fabrics.pt: the file that ships is whole, fits its card, and works."""
 
+import csv
 import hashlib
 import json
 import subprocess
@@ -100,6 +101,17 @@ def test_it_says_how_it_was_made():
         assert config[key] == record[key], key
     assert checkpoint["step"] == record["steps_done"]
     assert {v.dtype for k, v in checkpoint["ema"].items() if ".model." in k} == {torch.float16}
+
+
+def test_the_card_tells_its_record():
+    """The numbers in the card's text are those of the run."""
+    reference, card = ROOT / "training_results/reference", (ROOT / "models/README.md").read_text()
+    run = json.loads((reference / "run.json").read_text())
+    told = [f"{run[key]:,}" for key in ("steps_done", "num_images", "seconds", "warmup")]
+    with (reference / "heldout.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    told += [f"{float(rows[i][key]):.4f}" for i in (0, -1) for key in ("labelled", "plain")]
+    assert [number for number in told if number not in card] == []
 
 
 def test_it_predicts_v_of_unseen_fabrics(loaded, heldout):

@@ -59,26 +59,10 @@ def parse_options(argv=None):
 def draw(options, strength, names):
     """The fabrics of one strength, with the labels that were asked for."""
     folder = options.folder / f"w{strength}"
-    command = [
-        sys.executable,
-        str(ROOT / "exercise1_generate.py"),
-        "--label",
-        "all",
-        "--weights",
-        str(options.weights),
-        "--num-samples",
-        str(options.images),
-        "--guidance",
-        str(strength),
-        "--seed",
-        str(SEED),
-        "--precision",
-        "fp32",
-        "--samples-dir",
-        str(folder),
-        "--output",
-        str(options.folder / f"w{strength}.png"),
-    ]
+    command = [sys.executable, str(ROOT / "exercise1_generate.py"), "--label", "all",
+               "--weights", str(options.weights), "--num-samples", str(options.images),
+               "--guidance", str(strength), "--seed", str(SEED), "--precision", "fp32",
+               "--samples-dir", str(folder), "--output", f"{folder}.png"]  # fmt: skip
     options.folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(command, check=True)
     found = read_fabrics(folder)

@@ -31,7 +31,7 @@ import exercise3_train as exercise3  # noqa: E402
 from ddpm_basics import runs, training  # noqa: E402
 from ddpm_basics.console import UserError, new_parser  # noqa: E402
 from ddpm_basics.fabrics.folder import draw_fabrics  # noqa: E402
-from ddpm_basics.hardware import autocast, pick_device  # noqa: E402
+from ddpm_basics.hardware import pick_device  # noqa: E402
 from ddpm_basics.model import LabelledUnet  # noqa: E402
 from ddpm_basics.weight_files import export_weights  # noqa: E402
 
@@ -75,20 +75,6 @@ def drop_later_rows(run):
             head, *rows = path.read_text().splitlines(keepends=True)
             kept = [row for row in rows if int(float(row.split(",")[0])) <= run.step]
             path.write_text("".join([head, *kept]))
-
-
-@torch.inference_mode()
-def heldout_losses(run, dropped):
-    """The averaged network's losses on held-out fabrics, sorted by t; labels told or dropped."""
-    model, size = run.ema.ema_model.eval(), run.options.batch_size
-    numbers = run.fixed_numbers(run.heldout)
-    numbers = numbers._replace(drop=torch.full_like(numbers.drop, dropped))
-    network, losses = LabelledUnet(model), []
-    for first in range(0, len(numbers.t), size):
-        batch = exercise3.make_batch(run.heldout, numbers, slice(first, first + size))
-        with autocast(run.device, run.precision):
-            losses.append(exercise3.denoising_loss(model, network, run.loss_weights, *batch))
-    return torch.cat(losses)
 
 
 def start(options):
@@ -139,14 +125,13 @@ def train(options, ours):
         if moments and run.seconds >= moments[0]:
             moments = [moment for moment in moments if moment > run.seconds]
             exercise3.draw_samples(run)
-    runs.save_checkpoint(run)
     export_weights(run.ema.ema_model, options.weights_out, run.step, run.config)
     run.say(f"Wrote {options.weights_out}, and its record in {options.results_dir}.")
 
 
 def measure(run):
     """Add a row to heldout.csv, and save."""
-    told, plain = heldout_losses(run, False), heldout_losses(run, True)
+    told, plain = (exercise3.fixed_losses(run, run.heldout, told) for told in (True, False))
     quarters = [part.mean().item() for losses in (told, plain) for part in losses.tensor_split(4)]
     means = told.mean().item(), plain.mean().item()
     add_row(run, "heldout.csv", run.step, run.seconds, *means, *quarters)
