@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from argparse import Namespace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from conftest import ROOT, load_script
 from PIL import Image
 from tiny_networks import SIZE, bundled, make_diffusion
 
+from ddpm_basics.images import to_picture
 from ddpm_basics.sample_folder import recorded_precision
 
 exercise1 = load_script("exercise1_generate")
@@ -204,24 +206,32 @@ def test_two_processes_share_the_work(draw, tiny_weights, tmp_path):
         assert np.abs(pixels(tmp_path / name) - pixels(tmp_path / "alone.png")).max() <= 2
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's /proc")
 def test_memory_stays_flat(monkeypatch, tmp_path):
     """Of many images those in the grid are kept, and no others."""
-    monkeypatch.setattr(
-        exercise1, "draw", lambda _, seeds, *__: torch.ones(len(seeds), 3, 512, 512)
-    )
+    made = []  # weak references: a dead one returns None
+
+    def alive(kind):
+        return sum(isinstance(thing(), kind) for thing in made)
+
+    def draw_gray(_, seeds, *__):
+        assert alive(torch.Tensor) <= 1, "the batch before"
+        batch = torch.full((len(seeds), 3, 8, 8), 0.5)
+        made.append(weakref.ref(batch))
+        return batch
+
+    def remembered_picture(image):
+        picture = to_picture(image)
+        made.append(weakref.ref(picture))
+        return picture
+
+    monkeypatch.setattr(exercise1, "draw", draw_gray)
+    monkeypatch.setattr(exercise1, "to_picture", remembered_picture)
     options = Namespace(seed=0, steps=1, batch_size=4, samples_dir=tmp_path, labels=[])
-
-    def used_after(indices):
-        shown = exercise1.draw_all(make_diffusion(), list(indices), options, "fp32", False)
-        assert list(shown) == [index for index in indices if index < 64]
-        gc.collect()
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-    used_after(range(50, 70))
-    before = used_after(range(70, 90))
-    assert used_after(range(90, 170)) - before < 10, "MiB, and the images alone have 60"
+    shown = exercise1.draw_all(make_diffusion(), list(range(50, 90)), options, "fp32", False)
+    gc.collect()
+    assert list(shown) == list(range(50, 64))
+    assert len(made) == 50, "ten batches and forty pictures"
+    assert (alive(torch.Tensor), alive(Image.Image)) == (0, 14)
 
 
 # ---- Labels --------------------------------------------------------------------------------------
