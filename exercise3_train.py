@@ -42,7 +42,7 @@ from accelerate import Accelerator
 from denoising_diffusion_pytorch import GaussianDiffusion
 from torch import Tensor
 
-from ddpm_basics import data, losses, runs, training
+from ddpm_basics import checkpoints, data, losses, runs, training
 from ddpm_basics.console import UserError, duration, run_command
 from ddpm_basics.hardware import autocast, keep_freed_memory, pick_device, pick_precision
 from ddpm_basics.images import decode, save_picture, tile
@@ -238,7 +238,7 @@ def start(options: argparse.Namespace, team: Accelerator) -> Run:
         options.objective, options.schedule, names,
     )  # fmt: skip
     if options.init_weights:
-        runs.copy_weights(options, diffusion)
+        checkpoints.copy_weights(options, diffusion)
     precision = pick_precision(options.precision, team.device, diffusion, team)
     training.thrifty_norms(diffusion.model)
     keep_freed_memory()
@@ -266,19 +266,19 @@ def start(options: argparse.Namespace, team: Accelerator) -> Run:
 
 def train(options: argparse.Namespace) -> None:
     """Train, log, sample and save until the last step, a signal, or trouble."""
-    runs.check_outputs(options)
+    checkpoints.check_outputs(options)
     device = pick_device(options.device)
     team = Accelerator(cpu=device.type == "cpu")
     if options.batch_size % team.num_processes:
         raise UserError(f"--batch-size {options.batch_size} cannot be shared equally by "
                         f"{team.num_processes} processes; choose a multiple.")  # fmt: skip
     with team.main_process_first():
-        found = runs.newest_good_checkpoint(options.results_dir) if options.resume else None
+        found = checkpoints.newest_good_checkpoint(options.results_dir) if options.resume else None
     if options.precision == "auto" and found:
-        options.precision = runs.recorded_precision(found[1])
+        options.precision = checkpoints.recorded_precision(found[1])
     run = start(options, team)
     if found:
-        runs.restore(run, *found)
+        checkpoints.restore(run, *found)
     elif options.resume:
         run.say(f"Nothing to resume in {options.results_dir}: starting at step 0.")
 
@@ -304,7 +304,7 @@ def train(options: argparse.Namespace) -> None:
                 meter.write_row({name: fixed_losses(run, own) for name, own in sets.items() if own})
             if save_due:
                 if team.is_main_process:
-                    runs.save_checkpoint(run)
+                    checkpoints.save_checkpoint(run)
                     draw_samples(run)
                     losses.draw_curve(run)
                 team.wait_for_everyone()

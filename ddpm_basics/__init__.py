@@ -5,7 +5,8 @@ weight_files   read and written: what they must contain
 sampling       noise levels, lists of times, the guess of x_0, three step rules
 training       one step: random numbers, loss weights, learning rate, average of the weights, norms
 data           the training images: drawn where they are missing, looked through, read
-runs           a training run on disk: its settings, checkpoints, resume, the weights at its end
+runs           a training run: its state, the settings it leaves on the disk, its final weights
+checkpoints    whole files or none, found again, taken up where they ended
 losses         shown while it trains, kept in losses.csv, drawn as a curve
 interrupts     Ctrl-C and SIGTERM while training
 sample_folder  single images, all of one setting

@@ -10,7 +10,8 @@ from typing import NoReturn
 
 import torch
 
-from ddpm_basics.runs import Run, resume_command, save_checkpoint
+from ddpm_basics.checkpoints import save_checkpoint
+from ddpm_basics.runs import Run, resume_command
 
 
 class StopRequest:

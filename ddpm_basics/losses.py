@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ddpm_basics.checkpoints import not_finite_message
 from ddpm_basics.console import UserError
 from ddpm_basics.figures import plot_losses
 from ddpm_basics.files import write_atomically
-from ddpm_basics.runs import Run, not_finite_message
+from ddpm_basics.runs import Run
 from ddpm_basics.training import learning_rate
 
 QUARTERS = 4  # of all t, from nearly clean to nearly noise

@@ -1,4 +1,4 @@
-"""runs.py: nothing that happens overnight loses work; each trouble is caused for real."""
+"""Nothing that happens overnight loses work; each trouble is caused for real."""
 
 import csv
 import json

@@ -28,7 +28,7 @@ from accelerate import Accelerator  # noqa: E402
 from ema_pytorch import KarrasEMA  # noqa: E402
 
 import exercise3_train as exercise3  # noqa: E402
-from ddpm_basics import runs, training  # noqa: E402
+from ddpm_basics import checkpoints, runs, training  # noqa: E402
 from ddpm_basics.console import UserError, new_parser  # noqa: E402
 from ddpm_basics.fabrics.folder import draw_fabrics  # noqa: E402
 from ddpm_basics.hardware import pick_device  # noqa: E402
@@ -80,13 +80,13 @@ def drop_later_rows(run):
 def start(options):
     """Begin a run, or take it up where its newest checkpoint has left it."""
     team = Accelerator(cpu=pick_device(options.device).type == "cpu")
-    found = runs.newest_good_checkpoint(options.results_dir)
+    found = checkpoints.newest_good_checkpoint(options.results_dir)
     if options.precision == "auto" and found:
-        options.precision = runs.recorded_precision(found[1])
+        options.precision = checkpoints.recorded_precision(found[1])
     run = exercise3.start(options, team)
     run.ema = KarrasEMA(run.diffusion, gamma=GAMMA, update_every=1)
     if found:
-        runs.restore(run, *found)
+        checkpoints.restore(run, *found)
     drop_later_rows(run)
     return run
 
@@ -113,7 +113,9 @@ def train(options, ours):
         if run.step % options.log_every == 0 or last:
             mean = torch.stack(losses).mean().item()
             if not math.isfinite(mean):
-                raise UserError(runs.not_finite_message(run, f"The loss of step {run.step} is"))
+                raise UserError(
+                    checkpoints.not_finite_message(run, f"The loss of step {run.step} is")
+                )
             losses = []
             rate = training.learning_rate(run.step, options)
             seen = min(ours.count, run.step * run.effective_batch)
@@ -136,7 +138,7 @@ def measure(run):
     means = told.mean().item(), plain.mean().item()
     add_row(run, "heldout.csv", run.step, run.seconds, *means, *quarters)
     run.say(f"held-out loss {means[0]:.4f} with labels, {means[1]:.4f} without")
-    runs.save_checkpoint(run)
+    checkpoints.save_checkpoint(run)
 
 
 def main(argv=None):
