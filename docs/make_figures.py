@@ -345,6 +345,23 @@ def make_training() -> None:
         publish(scratch / "curve.png", "loss_curve.webp", logs, quality=90)
 
 
+def make_labels() -> None:
+    """How often the fabrics are what was asked for, and how varied, at each strength."""
+    path = REFERENCE / "labels.json"
+    with workspace() as scratch:
+        plot_labels(scratch / "labels.png", json.loads(path.read_text(encoding="utf-8")))
+        publish(scratch / "labels.png", "labels.webp", [path], quality=90)
+
+
+def make_more_fabrics() -> None:
+    """The same short training on few fabrics and on many: its losses."""
+    path = REFERENCE / "more_fabrics.json"
+    with workspace() as scratch:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        plot_more_fabrics(scratch / "more_fabrics.png", rows)
+        publish(scratch / "more_fabrics.png", "more_fabrics.webp", [path], quality=90)
+
+
 def read_rows(path: Path) -> list[dict[str, float]]:
     """Read a table of numbers."""
     with path.open(newline="", encoding="utf-8") as file:
@@ -363,6 +380,40 @@ def plot_losses(path: Path, losses: list[Any], heldout: list[Any]) -> None:
         axes.set_yticks([0.1, 0.15, 0.2, 0.3, 0.4], ["0.1", "0.15", "0.2", "0.3", "0.4"])
         axes.minorticks_off()
         axes.legend()
+
+
+def plot_labels(path: Path, measured: dict[str, Any]) -> None:
+    """Draw the share that a classifier recognises, and the spread, against the strength."""
+    rows, real = measured["rows"], measured["heldout"]["recognised"]
+    with figures.new_figure(path, 2.8, "More guidance: clearer, and more alike") as figure:
+        left, right = figure.subplots(1, 2)
+        strengths = [row["w"] for row in rows]
+        shares = np.array([row["recognised"] for row in rows])
+        ends = np.array([row["wilson_95"] for row in rows])
+        left.errorbar(strengths, 100 * shares, 100 * np.abs(ends.T - shares), fmt="o-", capsize=3)
+        left.axhline(100 * real, color="0.4", ls="--")
+        left.set_title("recognised as what was asked for, %")
+        right.plot(strengths, [row["diversity"] for row in rows], "o-", color="#c2410c")
+        right.axhline(1, color="0.4", ls="--", label="held-out fabrics")
+        right.set(title="spread within a tradition, held-out fabrics = 1", ylim=(0.5, 1.05))
+        right.legend(loc="lower left")
+        for axes in (left, right):
+            axes.set(xlabel="guidance w", xticks=strengths)
+
+
+def plot_more_fabrics(path: Path, rows: list[Any]) -> None:
+    """Draw the losses on fabrics that were trained on and on others, a panel for each set."""
+    with figures.new_figure(path, 2.9, "The same training on more fabrics") as figure:
+        for axes, row in zip(figure.subplots(1, len(rows), sharey=True), rows, strict=True):
+            curve = row["curve"]
+            for name, label in (("train", "trained on"), ("heldout", "held out")):
+                axes.plot(*figures.curve(curve, name), label=label)
+            copies = f"{100 * row['samples']['share']:.0f} % copies"
+            axes.set(title=f"{row['count']:,} fabrics\n{copies}", xlabel="step", yscale="log")
+            axes.minorticks_off()
+        figure.axes[0].set(ylabel="weighted squared error of v")
+        figure.axes[0].set_yticks([0.1, 0.15, 0.2, 0.3], ["0.1", "0.15", "0.2", "0.3"])
+        figure.axes[0].legend()
 
 
 def make_from_scratch() -> None:

@@ -33,6 +33,7 @@ from ddpm_basics.fabrics.folder import draw_fabrics  # noqa: E402
 from ddpm_basics.files import file_digest, write_json  # noqa: E402
 from ddpm_basics.hardware import describe  # noqa: E402
 from ddpm_basics.options import default_weights  # noqa: E402
+from ddpm_basics.sample_folder import recorded_precision  # noqa: E402
 from ddpm_basics.weight_files import load_weights  # noqa: E402
 
 STRENGTHS = (1, 2, 3)  # w
@@ -60,11 +61,10 @@ def draw(options, strength, names):
     """The fabrics of one strength, with the labels that were asked for."""
     folder = options.folder / f"w{strength}"
     command = [sys.executable, str(ROOT / "exercise1_generate.py"), "--label", "all",
-               "--weights", str(options.weights), "--num-samples", str(options.images),
-               "--guidance", str(strength), "--seed", str(SEED), "--precision", "fp32",
-               "--samples-dir", str(folder), "--output", f"{folder}.png"]  # fmt: skip
-    options.folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(command, check=True)
+               "--weights", str(options.weights.resolve()), "--num-samples", str(options.images),
+               "--guidance", str(strength), "--seed", str(SEED),
+               "--samples-dir", str(folder.resolve())]  # fmt: skip
+    subprocess.run(command, check=True, cwd=options.folder)
     found = read_fabrics(folder)
     return Fabrics(folder, [names[i % len(names)] for i in range(len(found))], found.pixels)
 
@@ -108,9 +108,10 @@ def main(argv=None):
              "diversity": spread[strength] / spread["heldout"]}
             for strength, own in drawn.items()]  # fmt: skip
     ceiling = recognised(classifier, measured)
+    precision = recorded_precision(options.folder / f"w{STRENGTHS[0]}")
     write_json(options.output, {
         "weights": file_digest(options.weights), "images": options.images, "seed": SEED,
-        "precision": "fp32", "hardware": describe(CPU), "heldout": ceiling, "rows": rows,
+        "precision": precision, "hardware": describe(CPU), "heldout": ceiling, "rows": rows,
     })  # fmt: skip
     for row in rows:
         print(

@@ -33,7 +33,7 @@ from ddpm_basics.weight_files import load_weights  # noqa: E402
 
 REFERENCE = ("ddim", 1000)
 RUNS = [("ddim", steps) for steps in (20, 50, 250)]
-RUNS += [("dpmpp", steps) for steps in (5, 10, 15, 20, 25)]
+RUNS += [("dpmpp", steps) for steps in (5, 10, 15, 20, 22, 25)]
 
 
 def parse_options(argv=None):
