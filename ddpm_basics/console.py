@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, the file limit
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
@@ -20,7 +21,12 @@ class UserError(Exception):
 def new_parser(
     description: str, epilog: str = "", prog: str | None = None
 ) -> argparse.ArgumentParser:
-    """Return a parser whose --help shows every default."""
+    """Return a parser whose --help shows every default.
+
+    From now on the command's output escapes what the terminal cannot show, names of files, say.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # Python itself does so for stderr
     return argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -99,6 +105,14 @@ def word_os_error(error: OSError) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Recognise the errors of CUDA, of the CPU's allocator and of Python itself."""
     return isinstance(error, MemoryError) or any(word in str(error) for word in MEMORY_WORDS)
+
+
+def print_list(heading: str, lines: Sequence[str]) -> None:
+    """Print the first twenty lines under a heading; nothing where there are none."""
+    if lines:
+        print(f"{heading}: {len(lines)}", *lines[:20], sep="\n  ")
+    if len(lines) > 20:
+        print(f"  ... and {len(lines) - 20} more")
 
 
 def duration(seconds: float) -> str:

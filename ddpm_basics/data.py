@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_basics.console import UserError
+from ddpm_basics.console import UserError, print_list
 from ddpm_basics.fabrics.folder import draw_fabrics
 from ddpm_basics.fabrics.manifest import MANIFEST, read_manifest
 from ddpm_basics.images import ImageFolder, decode, find_images, label_of, read_folder
@@ -22,12 +23,13 @@ from ddpm_basics.training import FIXED_IMAGES
 DEFAULT = Path("african_fabric_processed")
 MIN_IMAGES = 100  # fewer cannot teach a network of this kind anything but themselves
 MIN_HELDOUT = 10
+NEARLY_BLACK = 24  # of 255; twelve bits that are stored as sixteen stay below it
 
 
 class Pictures(NamedTuple):
     """Images and their labels, on the device that trains."""
 
-    images: Tensor  # uint8, (N, 3, H, W)
+    images: Tensor  # uint8, (N, c, H, W)
     labels: Tensor  # (N,) places in the list of names, -1 for none
 
     def to(self, device: torch.device) -> Pictures:
@@ -49,13 +51,15 @@ def provide(folder: Path) -> None:
         )  # fmt: skip
 
 
-def read_images(folder: Path, size: int) -> tuple[Pictures, list[str], dict[str, str]]:
+def read_images(
+    folder: Path, size: int, channels: int
+) -> tuple[Pictures, list[str], dict[str, str]]:
     """Return a folder's pictures, the names of its labels, {file: checksum of its pixels}.
 
     Labels are the folders below it; pictures that lie directly in it have none. All stay in
     memory, on a GPU in its memory, for the whole run. Raises UserError.
     """
-    found = read_folder(folder, size, at_least=MIN_IMAGES)
+    found = read_folder(folder, size, MIN_IMAGES, channels)
     names = sorted(set(found.labels) - {""})
     return numbered(found, names), names, found.digests()
 
@@ -71,6 +75,7 @@ def read_heldout(
     data: Path,
     results: Path,
     size: int,
+    channels: int,
     names: Sequence[str],
     team: PartialState,
 ) -> Pictures | None:
@@ -88,7 +93,7 @@ def read_heldout(
         if team.is_main_process:
             draw_fabrics(folder, split="heldout", count=FIXED_IMAGES, size=manifest.size)
         team.wait_for_everyone()
-    return numbered(read_folder(folder, size, at_least=MIN_HELDOUT), names)
+    return numbered(read_folder(folder, size, MIN_HELDOUT, channels), names)
 
 
 def survey(folder: Path, size: int) -> tuple[list[Path], list[Path]]:
@@ -96,16 +101,20 @@ def survey(folder: Path, size: int) -> tuple[list[Path], list[Path]]:
 
     Raises UserError for a folder that is missing or cannot be read.
     """
-    paths, ignored = find_images(folder)
+    paths, passed_over = find_images(folder)
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
-    tiny, broken = [], []
+    tiny, dull, broken = [], [], []
     for path in tqdm(paths, desc="Decoding", unit="image", delay=1):
         try:
-            decode(path)
+            low, high = np.array(decode(path).getextrema()).T  # of red, green, blue
         except UserError as error:
             broken.append((path, str(error)))
             continue
+        if (low == high).all():
+            dull.append(f"{path} (one colour)")
+        elif high.max() < NEARLY_BLACK:
+            dull.append(f"{path} (nearly black)")
         with Image.open(path) as picture:
             sizes[f"{picture.width}x{picture.height}"] += 1
             modes[picture.mode] += 1
@@ -117,15 +126,9 @@ def survey(folder: Path, size: int) -> tuple[list[Path], list[Path]]:
     print("Modes         " + ", ".join(f"{name}: {n}" for name, n in sorted(modes.items())))
     for label, count in sorted(Counter(label_of(path, folder) for path in good).items()):
         print(f"  {label or '(no folder)':<24}{count:>6}")
-    list_files("Ignored, not an image", [str(p) for p in ignored if p != folder / MANIFEST])
-    list_files("Smaller than the network's images", tiny)
-    list_files("BROKEN", [reason for _, reason in broken])
+    passed_over.pop(folder / MANIFEST, None)
+    print_list("Passed over", [f"{path} ({why})" for path, why in passed_over.items()])
+    print_list("Smaller than the network's images", tiny)
+    print_list("Hardly a picture", dull)
+    print_list("BROKEN", [reason for _, reason in broken])
     return good, [path for path, _ in broken]
-
-
-def list_files(heading: str, lines: list[str]) -> None:
-    """Print the first twenty lines under a heading; nothing where there are none."""
-    if lines:
-        print(f"{heading}: {len(lines)}", *lines[:20], sep="\n  ")
-    if len(lines) > 20:
-        print(f"  ... and {len(lines) - 20} more")

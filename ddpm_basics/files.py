@@ -60,7 +60,8 @@ def write_json(path: Path, content: Any) -> None:
     """Write content as JSON."""
     with write_atomically(path) as temporary:
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        # A file's name that is no text becomes \udcNN, which JSON reads back as that name.
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

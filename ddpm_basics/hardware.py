@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import os
 import platform
 import re
 import sys
@@ -24,7 +25,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device for auto, cpu, cuda or mps; auto takes a GPU where there is one.
+    """Return the device for auto, cpu, cuda or mps; auto takes a GPU where there is one that works.
 
     Raises UserError for one that this machine or this build of torch does not have.
     """
@@ -33,11 +34,26 @@ def pick_device(name: str) -> torch.device:
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
+    if name in ("auto", "cuda") and available["cuda"] and (trouble := try_gpu()):
+        if name == "cuda":
+            raise UserError(f"The GPU cannot compute ({trouble}): use --device cpu.")
+        print(f"The GPU cannot compute ({trouble}), so the CPU does.", flush=True)
+        available["cuda"] = False
     if name == "auto":
         name = next(device for device, there in available.items() if there)
     if not available[name]:
         raise UserError(f"This machine or this build of torch has no {name}: use --device auto.")
     return torch.device(name)
+
+
+def try_gpu() -> str:
+    """Compute something on the GPU, this process' own one; return what is wrong, or ""."""
+    place = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    try:
+        torch.ones(1, device=f"cuda:{place}").add(1).item()
+    except RuntimeError as error:  # a build of torch may have no kernels for it
+        return str(error).splitlines()[0]
+    return ""
 
 
 def pick_precision(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,17 +22,18 @@ from tqdm.auto import tqdm
 from ddpm_basics.console import UserError
 from ddpm_basics.files import write_atomically
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}  # in upper or lower case
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp"}  # or upper case
+KINDS = ", ".join(sorted(SUFFIXES))
 
 
 # ---- Reading -------------------------------------------------------------------------------------
 
 
-def find_images(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the images in a folder and its subfolders, sorted, and the files passed over.
+def find_images(folder: Path) -> tuple[list[Path], dict[Path, str]]:
+    """Return the images in a folder and its subfolders, sorted, and {what is passed over: why}.
 
-    Files and folders whose names begin with a dot are passed over, the latter unseen. Raises
-    UserError when the folder is missing or cannot be read.
+    Links are followed, but none leads to a folder a second time, so there is no going round in
+    circles. Raises UserError when the folder is missing or cannot be read.
     """
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
@@ -40,12 +42,38 @@ def find_images(folder: Path) -> tuple[list[Path], list[Path]]:
     def unreadable(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}).")
 
-    found: list[Path] = []
-    for root, folders, names in os.walk(folder, onerror=unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, name) for name in names]
-    images = {p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")}
-    return sorted(images), sorted(set(found) - images)
+    here, seen = folder.resolve(), set[Path]()
+    files: dict[Path, str] = {}
+    passed_over: dict[Path, str] = {}
+    for root, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        for path in (Path(root, name) for name in sorted(folders)):
+            target = path.resolve()
+            if path.name.startswith("."):
+                passed_over[path] = "hidden"
+            elif target in seen or (path.is_symlink() and related(target, here)):
+                passed_over[path] = "a link to a folder that is read anyway"
+            else:
+                seen.add(target)
+        folders[:] = [name for name in folders if Path(root, name) not in passed_over]
+        files |= {path: why_no_image(path) for path in (Path(root, name) for name in names)}
+    passed_over |= {path: reason for path, reason in files.items() if reason}
+    return sorted(files.keys() - passed_over.keys()), dict(sorted(passed_over.items()))
+
+
+def related(one: Path, other: Path) -> bool:
+    """Tell whether one of two folders is, or lies in, the other."""
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
+def why_no_image(path: Path) -> str:
+    """Say why a file is no image, as far as its name and kind tell; "" for one to be decoded."""
+    if path.name.startswith("."):
+        return "hidden"
+    if path.exists() and not path.is_file():
+        return "no file"  # but a pipe or a device, which opening would wait for
+    if path.suffix.lower() in SUFFIXES:
+        return ""
+    return f"none of {KINDS}" if path.exists() else "a link to nothing"
 
 
 def label_of(path: Path, folder: Path) -> str:
@@ -54,8 +82,8 @@ def label_of(path: Path, folder: Path) -> str:
     return "" if below == Path(".") else below.as_posix()
 
 
-def decode(path: Path, size: int | None = None) -> Image.Image:
-    """Read a picture as RGB: upright, over white where it is transparent, 16 bits scaled to 8.
+def decode(path: Path, size: int | None = None, channels: int = 3) -> Image.Image:
+    """Read a picture as RGB, or as grey: upright, over white where it is transparent, in 8 bits.
 
     With `size` its central square is cut out, then reduced to size x size pixels: stretching
     would change the patterns, and resizing with a box would mix in what lies outside the square.
@@ -64,7 +92,7 @@ def decode(path: Path, size: int | None = None) -> Image.Image:
     try:
         with warnings.catch_warnings(), Image.open(path) as file:
             warnings.simplefilter("ignore")
-            picture = flatten(ImageOps.exif_transpose(file))
+            picture = flatten(file).convert("L" if channels == 1 else "RGB")
     except Exception as error:  # Pillow raises a dozen kinds for damaged files
         reason = "an empty file" if path.is_file() and path.stat().st_size == 0 else error
         raise UserError(
@@ -78,18 +106,22 @@ def decode(path: Path, size: int | None = None) -> Image.Image:
     return square.resize((size, size), Image.Resampling.LANCZOS)
 
 
-def flatten(picture: Image.Image) -> Image.Image:
-    """Turn any kind of picture into RGB.
+def flatten(file: Image.Image) -> Image.Image:
+    """Turn any kind of picture into RGB, upright.
 
-    Raises ValueError for pixels that are neither integers of up to 16 bits nor colours.
+    Raises ValueError for pixels whose white nobody knows: floating-point, signed and long numbers.
     """
-    if picture.mode == "F":
-        raise ValueError("floating-point pixels")
+    picture = ImageOps.exif_transpose(file)
+    if picture.mode == "F" or (picture.mode == "I" and file.format not in ("PNG", "PPM")):
+        raise ValueError(
+            "its floating-point or long numbers do not say which one is white: save it with 16 bits"
+        )
     if picture.mode.startswith("I"):  # Pillow's own conversion would saturate
-        levels = np.asarray(picture).astype(np.float64)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise ValueError("more than 16 bits in a channel")
-        picture = Image.fromarray(np.floor(levels / 257 + 0.5).astype(np.uint8))
+        tags = getattr(file, "tag_v2", {})  # of a TIFF: bits (258), whether 0 is white (262)
+        white = 2 ** tags.get(258, (16,))[0] - 1
+        levels = np.asarray(picture) / white
+        levels = 1 - levels if tags.get(262) == 0 else levels
+        picture = Image.fromarray(np.floor(levels * 255 + 0.5).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -98,7 +130,7 @@ def flatten(picture: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The pictures of a folder: pixels (N, 3, H, W) uint8, a file and a label for each."""
+    """The pictures of a folder: pixels (N, c, H, W) uint8, a file and a label for each."""
 
     folder: Path
     files: list[Path]
@@ -115,8 +147,10 @@ class ImageFolder:
         }
 
 
-def read_folder(folder: Path, size: int | None = None, at_least: int = 1) -> ImageFolder:
-    """Read all pictures of a folder and its subfolders.
+def read_folder(
+    folder: Path, size: int | None = None, at_least: int = 1, channels: int = 3
+) -> ImageFolder:
+    """Read all pictures of a folder and its subfolders, in colour or, with one channel, in grey.
 
     size: pixels per side that each is brought to; without it all have to have one size, as
     resizing unasked would change what is measured. 1,059 images of 64x64 take 13 MB. Raises
@@ -124,15 +158,14 @@ def read_folder(folder: Path, size: int | None = None, at_least: int = 1) -> Ima
     """
     files, _ = find_images(folder)
     if len(files) < at_least:
-        kinds = ", ".join(sorted(SUFFIXES))
         raise UserError(
-            f"{folder} holds {len(files)} images ({kinds}), and at least {at_least} are needed: "
+            f"{folder} holds {len(files)} images ({KINDS}), and at least {at_least} are needed: "
             "add some, or name another folder."
         )
     pictures, broken = [], []
     for path in tqdm(files, f"Reading {folder.name}", unit="image", leave=False, delay=2):
         try:
-            pictures.append(np.asarray(decode(path, size)))
+            pictures.append(np.atleast_3d(np.asarray(decode(path, size, channels))))
         except UserError as error:
             broken.append(str(error))
     if broken:
@@ -221,6 +254,16 @@ def save_gif(pictures: Sequence[Image.Image], path: Path, milliseconds: Sequence
         frames[0].save(
             temporary, save_all=True, append_images=frames[1:], loop=0, duration=list(milliseconds)
         )
+
+
+def film_trouble() -> str:
+    """Say why no .mp4 can be written on this machine, or "": ffmpeg is tried."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            save_film([Image.new("RGB", (16, 16))], Path(folder, "trial.mp4"), 40)
+    except Exception as error:  # it is missing, not to be executed, built without H.264 ...
+        return (str(error) or type(error).__name__).splitlines()[0]
+    return ""
 
 
 def save_film(pictures: Iterable[Image.Image], path: Path, milliseconds: int) -> None:

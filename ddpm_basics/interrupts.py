@@ -15,19 +15,26 @@ from ddpm_basics.runs import Run, resume_command
 
 
 class StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into a flag; a second Ctrl-C leaves at once."""
+    """Turns the first Ctrl-C or SIGTERM in a block into a flag; a second Ctrl-C leaves at once."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.signal = run, 0
-        signal.signal(signal.SIGINT, self.receive)
-        signal.signal(signal.SIGTERM, self.receive)
+
+    def __enter__(self) -> StopRequest:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self.before = {number: signal.signal(number, self.receive) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():  # a notebook's own, for whatever comes next
+            signal.signal(number, handler or signal.SIG_DFL)
 
     def receive(self, number: int, _: FrameType | None) -> None:
         """Note the signal; the loop looks after every step."""
         # A launcher passes the signal on to processes that have had it from the terminal already,
         # so that with several processes a second signal means nothing.
         if self.signal and self.run.accelerator.num_processes == 1:
-            os._exit(128 + number)
+            raise SystemExit(128 + number)
         if not self.signal:
             os.write(2, b"\nStopping: finishing this step and saving. Ctrl-C again: leave now.\n")
         self.signal = number

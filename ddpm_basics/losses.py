@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from tqdm.auto import tqdm
 from ddpm_basics.checkpoints import not_finite_message
 from ddpm_basics.console import UserError
 from ddpm_basics.figures import plot_losses
-from ddpm_basics.files import write_atomically
+from ddpm_basics.files import unused_name, write_atomically
 from ddpm_basics.runs import Run
 from ddpm_basics.training import learning_rate
 
@@ -45,6 +44,7 @@ class Meter:
         self.path: Path = run.options.results_dir / "losses.csv"
         if run.accelerator.is_main_process:
             trim_losses(self.path, run.step)
+        self.unwritten: list[Mapping[str, float]] = []  # rows
         self.bar = tqdm(
             initial=run.step,
             total=run.options.steps,
@@ -86,7 +86,8 @@ class Meter:
     def write_row(self, fixed: Mapping[str, Tensor]) -> None:
         """Append a row to losses.csv: what came since the last one, and the fixed losses.
 
-        fixed: {name: losses (n,), sorted by t}, of which the mean and the quarters are kept.
+        fixed: {name: losses (n,), sorted by t}, of which the mean and the quarters are kept. A row
+        that cannot be written waits for the next one: training is worth more than its log.
         """
         run = self.run
         row = {
@@ -101,17 +102,23 @@ class Meter:
             quarters = losses.tensor_split(QUARTERS)
             row |= {f"{name}_quarter{i}": part.mean().item() for i, part in enumerate(quarters)}
         if run.accelerator.is_main_process:
-            append_losses(self.path, row)
+            self.unwritten.append(row)
+            try:
+                append_losses(self.path, self.unwritten)
+                self.unwritten = []
+            except OSError as error:
+                self.bar.write(f"Not written yet: {len(self.unwritten)} rows of {self.path} "
+                               f"({error.strerror or error}).")  # fmt: skip
 
     def restart(self) -> None:
         """Begin a new row: samples and checkpoints do not count as training for the pace."""
         self.step, self.started = self.run.step, time.perf_counter()
 
 
-def append_losses(path: Path, row: Mapping[str, float]) -> None:
-    """Add one row and push it to the disk, so that it survives whatever comes next."""
+def append_losses(path: Path, rows: Iterable[Mapping[str, float]]) -> None:
+    """Add rows and push them to the disk, so that they survive whatever comes next."""
     with open(path, "a") as file:
-        file.write(format_row(row))
+        file.write("".join(map(format_row, rows)))
         file.flush()
         os.fsync(file.fileno())
 
@@ -127,25 +134,43 @@ def format_row(row: Mapping[str, float]) -> str:
 def read_losses(path: Path) -> list[dict[str, float]]:
     """Return the complete rows of losses.csv; empty cells are NaN, a torn last row is left out."""
     rows: list[dict[str, float]] = []
-    text = path.read_text() if path.exists() else ""
-    for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):
+    names, *lines = whole_lines(path).splitlines() or [""]
+    for line in lines:
+        cells = dict(zip(names.split(","), line.split(","), strict=False))
         try:
-            values = {key: float(row[key] or "nan") for key in CSV_COLUMNS}
-        except (KeyError, TypeError, ValueError):
+            values = {key: float(cells[key] or "nan") for key in CSV_COLUMNS}
+        except (KeyError, ValueError):
             continue
         if not rows or values["step"] > rows[-1]["step"]:
             rows.append(values)
     return rows
 
 
+def whole_lines(path: Path) -> str:
+    """Return a text file without a torn last line, whatever a spreadsheet has made of it."""
+    text = path.read_text("utf-8-sig", errors="replace") if path.exists() else ""
+    return text[: text.rfind("\n") + 1]
+
+
 def trim_losses(path: Path, step: int) -> None:
-    """Keep the whole rows up to `step`: later ones will be written again by the resumed run."""
-    rows = [format_row(row) for row in read_losses(path) if row["step"] <= step]
+    """Keep the whole rows up to `step`: later ones will be written again by the resumed run.
+
+    A file with anything else in it than rows of ours is kept beside it.
+    """
+    rows, head = read_losses(path), ",".join(CSV_COLUMNS) + "\n"
+    if whole_lines(path) not in ("", head + "".join(map(format_row, rows))):
+        aside = unused_name(path.with_name("losses.previous.csv"))
+        path.rename(aside)
+        print(f"{path} was changed by another program; it is {aside} now, and {len(rows)} rows "
+              "of it could be read.", flush=True)  # fmt: skip
     with write_atomically(path) as temporary:
-        temporary.write_text("".join([",".join(CSV_COLUMNS) + "\n", *rows]))
+        temporary.write_text(head + "".join(format_row(r) for r in rows if r["step"] <= step))
 
 
 def draw_curve(run: Run) -> None:
-    """Write loss_curve.png from losses.csv."""
+    """Write loss_curve.png from losses.csv; where that cannot be done, say so and go on."""
     folder = run.options.results_dir
-    plot_losses(folder / "loss_curve.png", read_losses(folder / "losses.csv"))
+    try:
+        plot_losses(folder / "loss_curve.png", read_losses(folder / "losses.csv"))
+    except Exception as error:  # of matplotlib's settings, its fonts, the disk
+        run.say(f"{folder / 'loss_curve.png'} cannot be drawn ({error}).")

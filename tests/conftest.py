@@ -164,6 +164,23 @@ def tiny_data(tmp_path_factory):
     return write_blocks(tmp_path_factory.mktemp("tiny") / "data", 120)
 
 
+@pytest.fixture
+def train(tmp_path, monkeypatch, capsys):
+    """train(folder, ...) -> (exit code, stdout, stderr): a tiny network, in this very process."""
+    monkeypatch.chdir(tmp_path)
+    script = load_script("exercise3_train")
+
+    def run(data, *more):
+        small = ["--image-size", 8, "--dim", 8, "--dim-mults", 1, 2, "--batch-size", 8,
+                 "--steps", 4, "--log-every", 2, "--device", "cpu",
+                 "--precision", "fp32"]  # fmt: skip
+        words = ["--train", "--data", data, "--results-dir", "run", "--weights-out", "run.pt"]
+        code = script.main([str(word) for word in (*words, *small, *more)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def labelled_weights(tiny_weights):
     """The same with three labels: a, b, c/d."""

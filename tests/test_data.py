@@ -1,5 +1,6 @@
 """data.py: what --verify finds and says, data drawn where it is missing, held-out images."""
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -65,21 +66,27 @@ def test_verify_names_every_file_that_is_not_right(verify, tiny_data, tmp_path):
         (folder / f"{i:02d}.txt").touch()
     Image.new("RGB", (5, 9)).save(folder / "small.png")
     Image.new("RGBA", (9, 9)).save(folder / "b" / "clear.png")
+    twelve_bits = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(twelve_bits).save(folder / "dark.png")
+    (folder / "lost.png").symlink_to(folder / "nowhere")
     code, said, complaint = verify(folder)
     assert code == 1
     for text in (
-        "5x9: 1, 8x8: 120, 9x9: 1",
-        "RGB: 121, RGBA: 1",
-        f"Ignored, not an image: 25\n  {folder}/00.txt\n",
-        f"  {folder}/19.txt\n  ... and 5 more\n",
+        "5x9: 1, 8x8: 121, 9x9: 1",
+        "I;16: 1, RGB: 121, RGBA: 1",
+        f"Passed over: 25\n  {folder}/00.txt (none of .bmp, ",
+        "  ... and 5 more\n",
         f"Smaller than the network's images: 1\n  {folder}/small.png (only 5x9)\n",
-        f"BROKEN: 3\n  {folder}/a/empty.png is no image that can be read (an empty file)",
+        f"Hardly a picture: 3\n  {folder}/b/clear.png (one colour)\n",
+        f"  {folder}/dark.png (nearly black)\n",
+        f"BROKEN: 4\n  {folder}/a/empty.png is no image that can be read (an empty file)",
         f"  {folder}/a/noise.JPG is no image",
         f"  {folder}/b/cut.png is no image",
+        f"  {folder}/lost.png is no image",
     ):
         assert text in said
-    assert ["(no", "folder)", "1"] in [line.split() for line in said.splitlines()]
-    assert "3 of 125 image files are broken, named above" in complaint
+    assert ["(no", "folder)", "2"] in [line.split() for line in said.splitlines()]
+    assert "4 of 127 image files are broken, named above" in complaint
     assert "Found" not in said
     assert Path("training_samples_grid.png").exists()
 
@@ -100,7 +107,46 @@ def test_too_little_to_train_on(verify, tmp_path):
         assert complaint.count("\n") == 1
     assert os.listdir() == []
     with pytest.raises(UserError, match=r"holds 30 images .* at least 100 are needed"):
-        data.read_images(tmp_path / "few", 8)  # so does training
+        data.read_images(tmp_path / "few", 8, 3)  # so does training
+
+
+# ---- What is taken for a label, what for a channel -----------------------------------------------
+
+
+def test_only_folders_that_hold_pictures_are_labels(train, tiny_data, tmp_path):
+    folder = tmp_path / "data"
+    for name in ("train/10", "test/2", ".ipynb_checkpoints", "__MACOSX/2", "empty"):
+        (folder / name).mkdir(parents=True)
+    for i, path in enumerate(find_images(tiny_data)[0]):
+        shutil.copy(path, folder / ("train/10", "test/2")[i % 2] / f"{i}.png")
+    (folder / ".ipynb_checkpoints" / "0-checkpoint.png").write_bytes(path.read_bytes())
+    (folder / "__MACOSX" / "2" / "._1.png").write_bytes(b"Mac OS X")
+    code, said, complaint = train(folder, "--steps", 2)
+    assert code == 0, complaint
+    assert [line.split(maxsplit=1)[1] for line in said.splitlines() if "Labels" in line] == [
+        "test/2, train/10"], "nobody overlooks what they are"  # fmt: skip
+
+
+def test_training_in_grey(train, tmp_path, capsys):
+    """From pictures to pictures in one channel; such weights are a start for more of it."""
+    draw = load_script("exercise1_generate").main
+    folder = write_blocks(tmp_path / "data", 120)
+    code, _, complaint = train(folder, "--channels", 1, "--heldout", folder)
+    assert code == 0, complaint
+    assert json.loads(Path("run/run.json").read_text())["channels"] == 1
+    images, _, _ = data.read_images(folder, 8, 1)
+    assert images.images.shape == (120, 1, 8, 8)
+    expected = np.asarray(Image.open(find_images(folder)[0][0]).convert("L"))
+    assert np.array_equal(images.images[0, 0], expected)
+    more = ["--init-weights", "run.pt", "--results-dir", "more", "--weights-out", "more.pt"]
+    assert train(folder, "--channels", 1, "--steps", 1, *more)[0] == 0
+    code, _, complaint = train(folder, *more, "--results-dir", "third")
+    assert code == 1
+    assert "channels: 1 in the file, 3" in complaint
+    assert draw(["--weights", "more.pt", "--num-samples", "2", "--steps", "2", "--samples-dir", "s",
+                 "--device", "cpu"]) == 0  # fmt: skip
+    with Image.open(find_images(Path("s"))[0][0]) as picture:
+        assert (picture.mode, picture.size) == ("L", (8, 8))
 
 
 # ---- Drawing what is missing ---------------------------------------------------------------------
@@ -157,11 +203,11 @@ def test_half_prepared_photographs_are_left_alone(few, tiny_data, capsys):
 
 
 def test_a_held_out_folder_of_ones_own(tiny_data, tmp_path):
-    found = data.read_heldout(tiny_data, tmp_path, tmp_path, 8, ["b", "c"], ALONE)
+    found = data.read_heldout(tiny_data, tmp_path, tmp_path, 8, 3, ["b", "c"], ALONE)
     assert torch.equal(found.images, torch.from_numpy(pixels(tiny_data)))
     assert found.labels.tolist() == [-1] * 60 + [0] * 60, "an unknown label is none"
     with pytest.raises(UserError, match=r"holds 9 images .* at least 10 are needed"):
-        data.read_heldout(write_blocks(tmp_path / "few", 9), tmp_path, tmp_path, 8, [], ALONE)
+        data.read_heldout(write_blocks(tmp_path / "few", 9), tmp_path, tmp_path, 8, 3, [], ALONE)
 
 
 def test_drawn_fabrics_bring_their_own(few, monkeypatch):
@@ -169,13 +215,13 @@ def test_drawn_fabrics_bring_their_own(few, monkeypatch):
     monkeypatch.setattr(data, "FIXED_IMAGES", 12)
     results = Path("run")
     draw_fabrics(Path("mine"), count=12, size=16, workers=1)
-    first = data.read_heldout(None, Path("mine"), results, 16, ["kente"], ALONE)
+    first = data.read_heldout(None, Path("mine"), results, 16, 3, ["kente"], ALONE)
     manifest = read_manifest(results / "heldout_fabrics")
     assert (manifest.split, manifest.size) == ("heldout", 16)
     before = {path: path.stat().st_mtime_ns for path in find_images(results)[0]}
     assert (first.labels == 0).sum() == 1, "one of twelve is a kente"
     assert torch.equal(
-        first.images, data.read_heldout(None, Path("mine"), results, 16, ["kente"], ALONE).images
+        first.images, data.read_heldout(None, Path("mine"), results, 16, 3, ["kente"], ALONE).images
     )
     assert before == {path: path.stat().st_mtime_ns for path in find_images(results)[0]}
     trained = {image.tobytes() for image in pixels(Path("mine"))}
@@ -183,9 +229,9 @@ def test_drawn_fabrics_bring_their_own(few, monkeypatch):
 
 
 def test_photographs_have_none(few, tiny_data):
-    assert data.read_heldout(None, tiny_data, Path("run"), 8, [], ALONE) is None
+    assert data.read_heldout(None, tiny_data, Path("run"), 8, 3, [], ALONE) is None
     draw_fabrics(Path("unseen"), split="heldout", count=12, size=8, workers=1)
-    assert data.read_heldout(None, Path("unseen"), Path("run"), 8, [], ALONE) is None
+    assert data.read_heldout(None, Path("unseen"), Path("run"), 8, 3, [], ALONE) is None
     (Path("unseen") / MANIFEST).write_text("{")
-    assert data.read_heldout(None, Path("unseen"), Path("run"), 8, [], ALONE) is None
+    assert data.read_heldout(None, Path("unseen"), Path("run"), 8, 3, [], ALONE) is None
     assert not Path("run").exists()

@@ -3,6 +3,7 @@
 import copy
 import ctypes
 import platform
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 def test_auto_takes_a_gpu_where_there_is_one(monkeypatch, cuda, mps):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(hardware, "try_gpu", lambda: "")
     expected = "cuda" if cuda else "mps" if mps else "cpu"
     assert hardware.pick_device("auto").type == expected
     assert hardware.pick_device("cpu") == CPU
@@ -36,6 +38,23 @@ def test_auto_takes_a_gpu_where_there_is_one(monkeypatch, cuda, mps):
         else:
             with pytest.raises(UserError, match=f"has no {name}: use --device auto"):
                 hardware.pick_device(name)
+
+
+def test_a_gpu_that_this_build_has_no_kernels_for(monkeypatch, capsys):
+    def fail(*_, device, **__):
+        assert device == "cuda:1", "each process tries its own"
+        raise torch.AcceleratorError("CUDA error: no kernel image is available\nCompile with ...")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch, "ones", fail)
+    assert hardware.pick_device("auto") == CPU
+    words = "The GPU cannot compute (CUDA error: no kernel image is available)"
+    assert capsys.readouterr().out == f"{words}, so the CPU does.\n"
+    with pytest.raises(UserError, match=f"{re.escape(words)}: use --device cpu"):
+        hardware.pick_device("cuda")
+    assert hardware.pick_device("cpu") == CPU
 
 
 def test_the_hardware_has_a_name(monkeypatch):

@@ -1,5 +1,7 @@
 """images.py: any picture decoded alike, folders read or refused, sheets and films."""
 
+import os
+
 import imageio.v2 as imageio
 import numpy as np
 import pytest
@@ -47,10 +49,12 @@ def halves(path):
 # ---- Decoding ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.Png", "a.webp", "a.TIF", "a.tiff", "a.bmp"])
+@pytest.mark.parametrize(
+    "name", ["a.jpg", "a.JPEG", "a.jfif", "a.Png", "a.webp", "a.TIF", "a.tiff", "a.bmp"]
+)
 def test_the_middle_square_is_cut_out_before_the_reduction(tmp_path, name):
     """In every format, upright and across: nothing of red and blue is left."""
-    kinds = {"jpg": "JPEG", "tif": "TIFF"}
+    kinds = {"jpg": "JPEG", "jfif": "JPEG", "tif": "TIFF"}
     ending = name.lower().split(".")[1]
     settings = {"lossless": True} if ending == "webp" else {"quality": 95, "subsampling": 0}
     for picture in (bands(), bands().rotate(90, expand=True)):
@@ -137,20 +141,34 @@ def test_sixteen_bits_are_scaled(tmp_path, name):
     assert np.abs(pixels[..., 0] - levels / 257).max() <= 0.5
 
 
-def test_sixteen_bits_of_colour(tmp_path):
-    """A 16-bit RGB TIFF, byte by byte, as Pillow cannot write one."""
+def write_tiff(path, pixels, bits, channels, meaning):
+    """A TIFF of 8x8, byte by byte, as Pillow cannot write every kind."""
 
     def number(value, length):
         return value.to_bytes(length, "little")
 
-    pixels = np.full((8, 8, 3), (65535, 32896, 0), "<u2").tobytes()
-    tags = [(256, 3, 1, 8), (257, 3, 1, 8), (258, 3, 3, 134), (259, 3, 1, 1), (262, 3, 1, 2)]
-    tags += [(273, 4, 1, 140), (277, 3, 1, 3), (278, 3, 1, 8), (279, 4, 1, len(pixels))]
+    depth = (258, 3, 3, 134) if channels == 3 else (258, 3, 1, bits)
+    tags = [(256, 3, 1, 8), (257, 3, 1, 8), depth, (259, 3, 1, 1), (262, 3, 1, meaning)]
+    tags += [(273, 4, 1, 140), (277, 3, 1, channels), (278, 3, 1, 8), (279, 4, 1, len(pixels))]
     table = b"".join(number(t, 2) + number(k, 2) + number(n, 4) + number(v, 4)
                      for t, k, n, v in tags)  # fmt: skip
     head = (b"II*\0" + number(8, 4) + number(len(tags), 2) + table + bytes(4)).ljust(134, b"\0")
-    (tmp_path / "a.tif").write_bytes(head + number(16, 2) * 3 + pixels)
-    assert decode(tmp_path / "a.tif", 8).getpixel((4, 4)) == pytest.approx((255, 128, 0), abs=1)
+    path.write_bytes(head + number(bits, 2) * 3 + pixels)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "bits", "channels", "meaning", "shown"),
+    [
+        (np.full((8, 8, 3), (65535, 32896, 0), "<u2").tobytes(), 16, 3, 2, (255, 128, 0)),
+        (np.full((8, 8), 52428, "<u2").tobytes(), 16, 1, 1, (204, 204, 204)),
+        (np.full((8, 8), 52428, "<u2").tobytes(), 16, 1, 0, (51, 51, 51)),
+        (bytes([0x08, 0x08, 0x00]) * 32, 12, 1, 1, (8, 8, 8)),  # 128 of 4,095
+    ],
+    ids=["colour", "grey", "0 is white", "12 bits"],
+)
+def test_deep_tiffs_are_scaled_as_they_say(tmp_path, pixels, bits, channels, meaning, shown):
+    write_tiff(tmp_path / "a.tif", pixels, bits, channels, meaning)
+    assert decode(tmp_path / "a.tif", 8).getpixel((4, 4)) == pytest.approx(shown, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -162,12 +180,12 @@ def test_sixteen_bits_of_colour(tmp_path):
         (lambda path: path.unlink(), "No such file"),
         (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
         (
-            lambda path: Image.fromarray(np.full((9, 9), 1e5, np.float32)).save(path, "TIFF"),
-            "float",
+            lambda path: Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(path, "TIFF"),
+            "do not say which one is white: save it with 16 bits",
         ),
         (
-            lambda path: Image.fromarray(np.full((9, 9), 1e5, np.int32)).save(path, "TIFF"),
-            "16 bits",
+            lambda path: Image.fromarray(np.full((9, 9), 200, np.int32)).save(path, "TIFF"),
+            "do not say which one is white: save it with 16 bits",
         ),
         (lambda path: Image.new("1", (20000, 20000)).save(path, "PNG"), "decompression bomb"),
     ],
@@ -194,12 +212,43 @@ def write_pictures(folder, *names, size=(8, 8)):
 def test_images_are_found_at_any_depth_in_order(tmp_path):
     names = ["a/b/3.png", "a/2.JPG", "1.tiff", "c.bmp", ".hidden.png", ".git/no.png"]
     write_pictures(tmp_path, *names)
-    (tmp_path / "notes.txt").touch()
+    for name in ("notes.txt", "film.gif"):
+        (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
     images, others = find_images(tmp_path)
     assert [p.relative_to(tmp_path).as_posix() for p in images] == [
         "1.tiff", "a/2.JPG", "a/b/3.png", "c.bmp"]  # fmt: skip
-    assert [p.name for p in others] == [".hidden.png", "notes.txt"]
+    kind = "none of .bmp, .jfif, .jpeg, .jpg, .png, .tif, .tiff, .webp"
+    assert {p.name: why for p, why in others.items()} == {
+        ".git": "hidden", ".hidden.png": "hidden", "film.gif": kind, "notes.txt": kind,
+        "pipe.png": "no file",
+    }  # fmt: skip
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    """To folders elsewhere, which may lead back or to each other; each is read once."""
+    data, away = tmp_path / "data", write_pictures(tmp_path / "away", "1.png", "deep/2.png")
+    other = write_pictures(tmp_path / "other", "3.png")
+    write_pictures(data, "own/4.png")
+    links = {
+        data / "away": away, data / "deep": away / "deep", data / "5.png": away / "1.png",
+        data / "again": data / "own", data / "own/up": data, data / "all": tmp_path,
+        away / "back": data, away / "to": other, other / "fro": away,
+        data / "lost": tmp_path / "nowhere", data / "lost.png": tmp_path / "nowhere.png",
+    }  # fmt: skip
+    for link, target in links.items():
+        link.symlink_to(target)
+    images, others = find_images(data)
+    found = [path.relative_to(data).as_posix() for path in images]
+    assert found == ["5.png", "away/1.png", "away/to/3.png", "deep/2.png", "lost.png", "own/4.png"]
+    anyway = "a link to a folder that is read anyway"
+    assert {path.relative_to(data).as_posix(): why for path, why in others.items()} == {
+        "again": anyway, "all": anyway, "away/back": anyway, "away/deep": anyway,
+        "away/to/fro": anyway, "lost": "a link to nothing", "own/up": anyway,
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"1 of 6 images .* broken: .*lost\.png .*No such file"):
+        read_folder(data)
 
 
 def test_labels(tmp_path):

@@ -20,7 +20,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ddpm_basics.console import UserError, duration
+from ddpm_basics.console import UserError, duration, print_list
 from ddpm_basics.fabrics.drawing import DATA_VERSION, IMAGE_SIZE, TRADITIONS, render
 from ddpm_basics.fabrics.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from ddpm_basics.files import check_folder, remove_leftovers
@@ -67,11 +67,14 @@ def prepare_photographs(
     own = output.resolve()
     if own in (photos.resolve(), *photos.resolve().parents):
         raise UserError(f"{photos} is in the output folder {output}: choose another --output.")
-    paths, others = ([p for p in f if own not in p.resolve().parents] for f in find_images(photos))
+    found, others = find_images(photos)
+    paths, left_out = (
+        [path for path in some if own not in Path(os.path.realpath(path)).parents]
+        for some in (found, others)
+    )
     if not paths:
         raise UserError(f"{photos} holds no photographs: name another folder.")
-    if others:
-        print(f"{len(others)} other files in {photos} are left out.")
+    print_list(f"Left out of {photos}", [f"{path} ({others[path]})" for path in left_out])
     labels = [label_of(path, photos) or "photographs" for path in paths]
     files = {f"{label}/{index:04d}.png": label for index, label in enumerate(labels)}
     sizes = [path.stat().st_size if path.exists() else 0 for path in paths]  # 0: a dangling link
@@ -79,7 +82,8 @@ def prepare_photographs(
         f"{path.relative_to(photos).as_posix()} {length}\n"
         for path, length in zip(paths, sizes, strict=True)
     ]
-    listing = hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+    clean = "".join(lines).encode(errors="backslashreplace")  # a name may be no text
+    listing = hashlib.sha256(clean).hexdigest()[:16]
     name = photos.resolve().name
     plan = Manifest(photos=name, listing=listing, count=len(paths), size=size, traditions=files)
     broken = complete(output, plan, [partial(decode, p, size) for p in paths], workers, force)
