@@ -131,6 +131,7 @@ def claim_outputs(options: argparse.Namespace, facts: Facts, precision: str) -> 
         keys = ("labels", "guidance", "sampler", "steps", "seed")
         settings = {key: getattr(options, key) for key in keys}
         settings |= {"image_size": facts.image_size, "precision": precision}
+        settings |= {"objective": facts.objective, "schedule": facts.schedule}
         claim_folder(options.samples_dir, {"weights": file_digest(options.weights), **settings})
     elif options.num_samples > GRID_LIMIT:
         raise UserError(
@@ -166,8 +167,11 @@ def generate(options: argparse.Namespace) -> None:
         device = team.device
     if options.precision == "auto":
         options.precision = recorded_precision(options.samples_dir)
-    diffusion, facts = load_weights(options.weights, options.image_size)
+    diffusion, facts = load_weights(
+        options.weights, options.image_size, options.objective, options.schedule
+    )
     precision = pick_precision(options.precision, device, diffusion, team)
+    options.steps = options.steps or min(SAMPLING_STEPS[options.sampler], facts.timesteps)
     check_steps(facts.timesteps, options.steps)
     choose_labels(options, facts.labels, LABEL, GUIDANCE)
     if team.is_main_process:

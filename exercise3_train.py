@@ -122,7 +122,7 @@ def verify(options: argparse.Namespace) -> None:
 def make_batch(
     pictures: data.Pictures, numbers: training.StepNumbers, rows: slice
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Make x_0 in [-1, 1] (n, 3, H, W), labels (n,), t (n,) and noise of some rows of a step.
+    """Make x_0 in [-1, 1] (n, c, H, W), labels (n,), t (n,) and noise of some rows of a step.
 
     Nothing here waits for the device: a GPU may still work on the batch before.
     """
@@ -175,13 +175,12 @@ def train_step(run: Run, network: torch.nn.Module, step: int) -> Tensor:
     options, team = run.options, run.accelerator
     # Of the whole effective batch, from (seed, step) alone: which image, mirrored or not, t, noise.
     numbers = run.numbers(step)
-    share = options.batch_size // team.num_processes
     total = torch.zeros((), device=run.device)
     for pass_index in range(options.gradient_accumulate):
-        first = pass_index * options.batch_size + team.process_index * share
+        first = pass_index * options.batch_size + team.process_index * run.share
         is_last = pass_index == options.gradient_accumulate - 1
         with nullcontext() if is_last else team.no_sync(network):  # one exchange a step
-            loss = loss_of_rows(run, network, numbers, slice(first, first + share))
+            loss = loss_of_rows(run, network, numbers, slice(first, first + run.share))
             run.scaler.scale(loss).backward()
         total += loss.detach()
     run.scaler.unscale_(run.optimizer)
@@ -199,24 +198,27 @@ def train_step(run: Run, network: torch.nn.Module, step: int) -> Tensor:
 def draw_samples(run: Run) -> None:
     """Draw sample-STEP.png: what the EMA network makes of the same noise at every save."""
     model = run.ema.ema_model.eval()
-    levels = noise_levels(model)
-    seeds = range(run.options.seed, run.options.seed + NUM_SAMPLES)
-    labels = label_vectors(model, model.label_names, range(NUM_SAMPLES))
-    x_T, _ = starting_noise(seeds, (model.channels, *model.image_size))
-    x_t, past = x_T.to(run.device, memory_format=torch.channels_last), []
-    for t, s in pairwise(log_snr_times(levels, SAMPLING_STEPS)):
-        with autocast(run.device, run.precision):
-            x_0 = predict_x_0(model, levels, x_t, t, labels)
-        x_t = dpmpp_step(levels, x_t, x_0, t, s, past)
-        past = [(x_0, t), *past[:1]]
-    sheet = tile((x_t.cpu() + 1) / 2, cell=160, title=f"Step {run.step:,}")
+    levels, drawn = noise_levels(model), []
+    times = log_snr_times(levels, min(SAMPLING_STEPS, model.num_timesteps))
+    for indices in torch.arange(NUM_SAMPLES).split(run.share):
+        labels = label_vectors(model, model.label_names, indices.tolist())
+        seeds = (run.options.seed + indices).tolist()
+        x_T, _ = starting_noise(seeds, (model.channels, *model.image_size))
+        x_t, past = x_T.to(run.device, memory_format=torch.channels_last), []
+        for t, s in pairwise(times):
+            with autocast(run.device, run.precision):
+                x_0 = predict_x_0(model, levels, x_t, t, labels)
+            x_t = dpmpp_step(levels, x_t, x_0, t, s, past)
+            past = [(x_0, t), *past[:1]]
+        drawn.append(x_t.cpu())
+    sheet = tile((torch.cat(drawn) + 1) / 2, cell=160, title=f"Step {run.step:,}")
     save_picture(sheet, run.options.results_dir / f"sample-{run.step}.png")
 
 
 @torch.inference_mode()
 def fixed_losses(run: Run, pictures: data.Pictures, told: bool = True) -> Tensor:
     """Return the EMA network's losses on fixed images, t and noise, sorted by t: (n,)."""
-    model, size = run.ema.ema_model.eval(), run.options.batch_size
+    model, size = run.ema.ema_model.eval(), run.share
     network, numbers = LabelledUnet(model), run.fixed_numbers(pictures, told)
     rows = [slice(i, i + size) for i in range(0, len(numbers.t), size)]
     batches = [make_batch(pictures, numbers, some) for some in rows]
@@ -229,16 +231,17 @@ def start(options: argparse.Namespace, team: Accelerator) -> Run:
     """Read the data; build network, optimizer and average on the device."""
     with team.main_process_first():
         data.provide(options.data)
-        pictures, names, digests = data.read_images(options.data, options.image_size)
+        pictures, names, digests = data.read_images(options.data, options.image_size,
+                                                   options.channels)  # fmt: skip
     heldout = data.read_heldout(options.heldout, options.data, options.results_dir,
-                                options.image_size, names, team)  # fmt: skip
+                                options.image_size, options.channels, names, team)  # fmt: skip
+    initial = checkpoints.read_initial(options)  # an objective of its own goes first
     torch.manual_seed(options.seed)  # the initial weights
     diffusion = build_diffusion(
-        options.dim, options.dim_mults, 3, options.crop or options.image_size, TIMESTEPS,
-        options.objective, options.schedule, names,
+        options.dim, options.dim_mults, options.channels, options.crop or options.image_size,
+        options.timesteps, options.objective, options.schedule, names,
     )  # fmt: skip
-    if options.init_weights:
-        checkpoints.copy_weights(options, diffusion)
+    checkpoints.copy_weights(options, initial, diffusion)
     precision = pick_precision(options.precision, team.device, diffusion, team)
     training.thrifty_norms(diffusion.model)
     keep_freed_memory()
@@ -260,7 +263,7 @@ def start(options: argparse.Namespace, team: Accelerator) -> Run:
         data=pictures.to(team.device),
         heldout=heldout.to(team.device) if heldout else None,
         digests=digests,
-        config=runs.describe_run(options, digests, TIMESTEPS),
+        config=runs.describe_run(options, digests),
     )  # fmt: skip
 
 
@@ -268,30 +271,26 @@ def train(options: argparse.Namespace) -> None:
     """Train, log, sample and save until the last step, a signal, or trouble."""
     checkpoints.check_outputs(options)
     device = pick_device(options.device)
-    team = Accelerator(cpu=device.type == "cpu")
+    # What the environment or `accelerate config` says of precision and compiler does not count.
+    team = Accelerator(cpu=device.type == "cpu", mixed_precision="no", dynamo_backend="no")
     if options.batch_size % team.num_processes:
         raise UserError(f"--batch-size {options.batch_size} cannot be shared equally by "
                         f"{team.num_processes} processes; choose a multiple.")  # fmt: skip
-    with team.main_process_first():
-        found = checkpoints.newest_good_checkpoint(options.results_dir) if options.resume else None
-    if options.precision == "auto" and found:
-        options.precision = checkpoints.recorded_precision(found[1])
+    found = checkpoints.find_checkpoint(options, team) if options.resume else None
     run = start(options, team)
     if found:
         checkpoints.restore(run, *found)
-    elif options.resume:
-        run.say(f"Nothing to resume in {options.results_dir}: starting at step 0.")
 
     network = LabelledUnet(run.diffusion)
     wanted = options.compile == "on" or (options.compile is None and device.type == "cuda")
-    some = slice(0, options.batch_size // team.num_processes)
+    some = slice(0, run.share)
     compiled = wanted and training.compile_checked(
         network, lambda: loss_of_rows(run, network, run.numbers(1), some), run.say
     )
     network = team.prepare_model(network)
     runs.start_records(run, compiled)
-    meter, stop, began = losses.Meter(run), StopRequest(run), run.step
-    with meter.bar:
+    meter, began = losses.Meter(run), run.step
+    with meter.bar, StopRequest(run) as stop:
         for step in range(run.step + 1, options.steps + 1):
             loss = train_step(run, network, step)
             run.step = step
@@ -322,6 +321,7 @@ def main(argv: list[str] | None = None) -> int:
         "dim_mults": DIM_MULTS, "steps": TRAIN_STEPS, "batch_size": BATCH_SIZE,
         "gradient_accumulate": GRADIENT_ACCUMULATE, "lr": LEARNING_RATE,
         "results_dir": Path(RESULTS_DIR), "save_every": SAVE_EVERY, "log_every": LOG_EVERY,
+        "timesteps": TIMESTEPS,
         "weights_out": Path(WEIGHTS_OUT),
     }  # fmt: skip
     options = train_options(argv, __doc__.split("\n\n")[0], defaults=defaults, quick=QUICK)

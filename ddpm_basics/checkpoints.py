@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import argparse
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from denoising_diffusion_pytorch import GaussianDiffusion
 from denoising_diffusion_pytorch.version import __version__ as LIBRARY_VERSION
 
 from ddpm_basics.console import UserError
 from ddpm_basics.files import check_folder, unused_name, write_atomically
+from ddpm_basics.options import PRECISIONS, choose_loss_weight
 from ddpm_basics.runs import Run, note_progress, write_run_file
-from ddpm_basics.weight_files import load_weights
+from ddpm_basics.sampling import SCHEDULES
+from ddpm_basics.weight_files import (
+    UNREADABLE,
+    DamagedFile,
+    Facts,
+    compare_networks,
+    config_of,
+    differences,
+    find_process,
+    load_weights,
+    one_line,
+    peek,
+    read_checkpoint,
+    unet_arguments,
+    unwrap_checkpoint,
+)
 
+NUMBERED = re.compile("model-[0-9]+")
+ENTRIES = {"step": int, "model": dict, "opt": dict, "ema": dict}  # that a checkpoint needs
 FREE_SETTINGS = ("lr", "lr_final", "warmup", "steps", "initial_weights")  # on --resume
 
 
@@ -41,11 +60,11 @@ def check_outputs(options: argparse.Namespace) -> None:
 
 
 def save_checkpoint(run: Run) -> Path:
-    """Write model-STEP.pt in the format of the library's Trainer, then drop the oldest ones.
+    """Write model-STEP.pt in the format of the library's Trainer, then drop our oldest ones.
 
     Raises UserError when the weights are not finite: the last good checkpoint stays the newest.
     """
-    norms = torch._foreach_norm([p.detach() for p in run.diffusion.model.parameters()])
+    norms = torch._foreach_norm([p.detach() for p in run.diffusion.parameters()])
     if not torch.isfinite(torch.stack(norms)).all():
         raise UserError(not_finite_message(run, f"The weights after step {run.step} are"))
     note_progress(run)
@@ -64,7 +83,7 @@ def save_checkpoint(run: Run) -> Path:
     with write_atomically(path) as temporary, temporary.open("wb") as file:
         torch.save(state, file)
     write_run_file(run)
-    for old in list_checkpoints(run.options.results_dir)[run.options.keep :]:
+    for old in list_checkpoints(run.options.results_dir, ours=True)[run.options.keep :]:
         old.unlink()  # only now that the new one is safe
     return path
 
@@ -115,57 +134,125 @@ def join_labels(run: Run, state: dict[str, Any]) -> None:
         state["opt"]["state"][places[-1]] = moments
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Return all model-NUMBER.pt of a folder, the newest (highest step) first."""
-    found = [p for p in folder.glob("model-*.pt") if re.fullmatch(r"model-[0-9]+", p.stem)]
-    return sorted(found, key=lambda p: int(p.stem.split("-")[1]), reverse=True)
+def list_checkpoints(folder: Path, ours: bool = False) -> list[Path]:
+    """Return all model-NUMBER.pt of a folder, the newest first: the highest step, which is inside.
+
+    The library's Trainer numbers its own otherwise. ours: only those that this script wrote.
+    """
+    held = {path: peek(path) for path in folder.glob("model-*.pt") if NUMBERED.fullmatch(path.stem)}
+
+    def age(path: Path) -> tuple[int, int]:
+        inside, number = held[path].get("step"), int(path.stem.split("-")[1])
+        return inside if isinstance(inside, int) else number, number
+
+    return sorted((path for path in held if not ours or "images" in held[path]), key=age)[::-1]
+
+
+def find_checkpoint(
+    options: argparse.Namespace, team: PartialState
+) -> tuple[Path, dict[str, Any]] | None:
+    """Return the checkpoint that a run goes on from, if any, and let the options follow it.
+
+    Raises UserError, on all machines, where they do not find the same.
+    """
+    found, problem = None, ""
+    with team.main_process_first():
+        try:
+            found = newest_good_checkpoint(options.results_dir)
+        except UserError as error:
+            problem = str(error)
+    seen = gather_object([(problem, f"step {found[1]['step']:,}" if found else "none")])
+    if problems := [text for text, _ in seen if text]:
+        raise UserError(problems[0])
+    if len(steps := dict.fromkeys(step for _, step in seen)) > 1:
+        raise UserError(
+            f"The processes find different checkpoints in {options.results_dir} "
+            f"({', '.join(steps)}): give each machine a copy of the same folder, or a shared one."
+        )
+    if found is None:
+        if team.is_main_process:
+            print(f"Nothing to resume in {options.results_dir}: starting at step 0.", flush=True)
+        return None
+    path, state = found
+    options.init_weights = None  # it has them behind it
+    follow_process(options, path, find_process(state["model"], path))
+    if options.precision == "auto":
+        options.precision = recorded_precision(state)
+    return found
 
 
 def newest_good_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """Return the newest checkpoint that can be read whole; set damaged ones aside by name.
 
-    Raises UserError when there are checkpoints, but not a single good one.
+    Raises UserError for one that is whole, but holds something else, and where there are files
+    that might be checkpoints, but not a single good one.
     """
     damaged = []
     for path in list_checkpoints(folder):
         try:
-            with zipfile.ZipFile(path) as archive:  # torch.load does not look at its checksums
-                if archive.testzip():
-                    raise ValueError("wrong checksum")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            missing = {"step", "model", "opt", "ema"} - set(state)
-            if missing:
-                raise ValueError(f"no entry {sorted(missing)[0]!r}")
-            return path, state
-        except (OSError, MemoryError):  # the machine is in trouble, the file may be good
-            raise
-        except Exception as error:  # a damaged archive raises many kinds
+            state = read_checkpoint(path, mapped=False)
+        except DamagedFile as error:
             aside = unused_name(path.with_name(path.name + ".damaged"))
             path.rename(aside)
             damaged.append(aside.name)
-            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-            print(f"{path} is damaged ({reason}); set aside as {aside.name}.", flush=True)
+            print(f"{error} It is set aside as {aside.name}.", flush=True)
+            continue
+        kind, _ = unwrap_checkpoint(state, path)
+        if lacking := [key for key in ENTRIES if not isinstance(state.get(key), ENTRIES[key])]:
+            raise UserError(
+                f"{path} holds {kind} without {', '.join(lacking)}, so it cannot be resumed: start "
+                f"from its weights with --init-weights {path} and another --results-dir."
+            )
+        return path, state
     if damaged:
         raise UserError(
             f"No checkpoint in {folder} can be read ({', '.join(damaged)}); choose another "
             "--results-dir for a new run."
         )
+    if others := sorted(path.name for path in folder.glob("model-*.pt")):
+        raise UserError(
+            f"{folder} holds no model-STEP.pt, but {', '.join(others)}: rename the one to go on "
+            "from to model-NUMBER.pt, or start from its weights with --init-weights and another "
+            "--results-dir."
+        )
     return None
+
+
+def follow_process(options: argparse.Namespace, path: Path, found: Mapping[str, Any]) -> None:
+    """Let the options be what a file says of objective, schedule and timesteps.
+
+    Raises UserError where something else was typed, or what it says cannot be trained here.
+    """
+    wanted = {key: getattr(options, key) for key in found.keys() & options.typed}
+    if wrong := differences(found, wanted):
+        raise UserError(f"{path} was trained with other settings ({'; '.join(wrong)}): leave these "
+                        "options out to train on as it was.")  # fmt: skip
+    if found.get("schedule", SCHEDULES[0]) not in SCHEDULES:
+        raise UserError(f"The noise schedule of {path} is none of {', '.join(SCHEDULES)}, so it "
+                        "cannot be trained on here.")  # fmt: skip
+    vars(options).update(found)
+    choose_loss_weight(options)
 
 
 def recorded_precision(state: Mapping[str, Any]) -> str:
     """Return the precision that a checkpoint's run computed in; auto where it does not say."""
-    return str(state.get("config", {}).get("precision", "auto"))
+    recorded = config_of(state).get("precision")
+    return str(recorded) if recorded in PRECISIONS else "auto"
 
 
 def restore(run: Run, path: Path, state: dict[str, Any]) -> None:
     """Take up a run where a checkpoint has left it.
 
-    Raises UserError when the run was started with other settings or other data.
+    Raises UserError when the run was started with another network, other settings or other data.
     """
     compare_settings(run, path, state)
-    join_labels(run, state)
+    now = run.diffusion.state_dict()
+    now.pop("label_table", None)
+    if wrong := compare_networks(state["model"], now):
+        raise UserError(f"{path} holds another network ({'; '.join(wrong)}): train with its "
+                        "settings, or name another --results-dir.")  # fmt: skip
     try:
+        join_labels(run, state)
         run.diffusion.load_state_dict(state["model"])
         # The library's own Trainer leaves `fused` unset; without it Adam's counters would be
         # put where this run's kernels do not look for them.
@@ -173,9 +260,12 @@ def restore(run: Run, path: Path, state: dict[str, Any]) -> None:
         state["opt"]["param_groups"] = [dict(old, fused=new["fused"]) for old, new in groups]
         run.optimizer.load_state_dict(state["opt"])
         run.ema.load_state_dict(state["ema"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} does not belong to this network ({reason}).") from None
+    except UNREADABLE as error:
+        raise UserError(
+            f"{path} fits this network, but its optimizer, average or labels do not "
+            f"({one_line(error)}): start from its weights with --init-weights {path} and another "
+            "--results-dir."
+        ) from None
     if state.get("scaler") and run.scaler.is_enabled():
         run.scaler.load_state_dict(state["scaler"])
     run.step = state["step"]
@@ -184,20 +274,38 @@ def restore(run: Run, path: Path, state: dict[str, Any]) -> None:
     run.say(f"Resuming {path} at step {run.step:,}.")
 
 
-def copy_weights(options: argparse.Namespace, diffusion: GaussianDiffusion) -> None:
-    """Start from the EMA weights of an earlier run; the noise schedule stays this run's own.
+def read_initial(options: argparse.Namespace) -> tuple[GaussianDiffusion, Facts] | None:
+    """Return the network of --init-weights, if any, and let the options follow its process.
+
+    Raises UserError for a file that says otherwise than what was typed.
+    """
+    if options.init_weights is None:
+        return None
+    loaded, facts = load_weights(options.init_weights)
+    process = {key: getattr(facts, key) for key in ("objective", "schedule", "timesteps")}
+    said = {key: value for key, value in process.items() if key not in facts.assumed}
+    follow_process(options, options.init_weights, said)
+    return loaded, facts
+
+
+def copy_weights(
+    options: argparse.Namespace,
+    initial: tuple[GaussianDiffusion, Facts] | None,
+    diffusion: GaussianDiffusion,
+) -> None:
+    """Start from the EMA weights of an earlier run, if there is one.
 
     The network has no layer that depends on the image size, so weights trained at 32x32 are a good
-    start for 64x64. Labels are matched by name, new ones start at zero. Raises UserError for a file
-    that does not fit.
+    start for 64x64. Labels are matched by name, new ones start at zero. Raises UserError for a
+    network that does not fit.
     """
-    loaded, facts = load_weights(options.init_weights)
-    then = f"{facts.dim} x {facts.dim_mults} with {facts.channels} channels"
-    now = f"{options.dim} x {tuple(options.dim_mults)} with 3 channels"
-    if then != now:
-        raise UserError(f"--init-weights {options.init_weights} holds a network of width {then}, "
-                        f"this run's is {now}: name another file, or type --dim and "
-                        "--dim-mults.")  # fmt: skip
+    if initial is None:
+        return
+    loaded, facts = initial
+    then, now = (unet_arguments(each.state_dict()) for each in (loaded, diffusion))
+    if wrong := differences(then, now):
+        raise UserError(f"--init-weights {options.init_weights} holds another network "
+                        f"({'; '.join(wrong)}): type what it has, or name another.")  # fmt: skip
     diffusion.model.load_state_dict(loaded.model.state_dict())
     for place, name in enumerate(diffusion.label_names):
         if name in facts.labels:
@@ -207,26 +315,23 @@ def copy_weights(options: argparse.Namespace, diffusion: GaussianDiffusion) -> N
 
 def compare_settings(run: Run, path: Path, state: Mapping[str, Any]) -> None:
     """Refuse to go on with another network, process, batch or data set than the run's own."""
-    old, new = state.get("config", {}), run.config
+    old, new = config_of(state), run.config
     if not new.keys() <= old.keys():
         run.say(f"{path} does not say its settings, so they cannot be compared.")
         return
-    changed = [key for key in new if old[key] != new[key]]
-    differences = [
-        f"{key.replace('_', ' ')}: {old[key]} then, {new[key]} now"
-        for key in changed
-        if key not in FREE_SETTINGS and not key.startswith(("data", "num"))
-    ]
-    if "data_checksum" in changed:
-        differences.append("data: " + compare_data(state.get("images", {}), run.digests))
-    if differences:
+    fixed = {key: value for key, value in new.items()
+             if key not in FREE_SETTINGS and not key.startswith(("data", "num"))}  # fmt: skip
+    wrong = differences(old, fixed)
+    if old["data_checksum"] != new["data_checksum"]:
+        wrong.append("data: " + compare_data(state.get("images", {}), run.digests))
+    if wrong:
         raise UserError(
-            f"{path} was trained with other settings ({'; '.join(differences)}). Use the same "
-            "ones to resume it, or another --results-dir for a new run."
+            f"{path} was trained with other settings ({'; '.join(wrong)}). Use the same ones to "
+            "resume it, or another --results-dir for a new run."
         )
     new["initial_weights"] = old["initial_weights"]
     for key in ("lr", "lr_final", "warmup"):
-        if key in changed:
+        if old[key] != new[key]:
             run.say(f"Note: {key} was {old[key]}, now {new[key]}.")
 
 

@@ -45,7 +45,7 @@ def generate_options(
     batch_size: Mapping[str, int],
     output: str,
 ) -> argparse.Namespace:
-    """Read the command line of exercise 1; `batch_size` is None where none was typed."""
+    """Read the command line of exercise 1; what follows the device or the weights is None."""
     parser = new_parser(
         description,
         epilog="Image i depends on seed + i alone. With a samples folder the same command draws "
@@ -70,19 +70,19 @@ def generate_options(
     add("--output", type=Path, default=output, help="the grid of images (.png)")
     add("--samples-dir", type=Path, default=argparse.SUPPRESS,
         help="folder for single images as well (default: none are written)")  # fmt: skip
-    add("--image-size", type=whole_number(1), default=64,
-        help="pixels per side, for weight files that do not say it themselves")  # fmt: skip
+    add("--image-size", type=whole_number(1), default=argparse.SUPPRESS,
+        help="pixels per side, for weights that do not say it (default: 64)")  # fmt: skip
+    add("--objective", choices=OBJECTIVES, default=argparse.SUPPRESS,
+        help="what the network predicts, for such weights (default: pred_v)")  # fmt: skip
+    add("--schedule", choices=SCHEDULES, default=argparse.SUPPRESS,
+        help="of noise, for such weights (default: sigmoid)")  # fmt: skip
     batches = ", ".join(f"{count} on {device}" for device, count in batch_size.items())
     add("--batch-size", type=whole_number(1), default=argparse.SUPPRESS,
         help=f"images at once; changes speed and memory only (default: {batches})")  # fmt: skip
     add_common(parser, seed)
-    options = parser.parse_args(argv)
-    options.steps = getattr(options, "steps", steps[options.sampler])
-    options.batch_size = getattr(options, "batch_size", None)
-    options.samples_dir = getattr(options, "samples_dir", None)
-    options.label = getattr(options, "label", None)
-    options.guidance = getattr(options, "guidance", None)
-    return options
+    untyped = ("label", "guidance", "steps", "samples_dir", "image_size", "objective", "schedule",
+               "batch_size")  # fmt: skip
+    return parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(untyped)))
 
 
 def choose_labels(
@@ -109,17 +109,37 @@ def choose_labels(
 
 
 def explore_options(
-    argv: Sequence[str] | None, description: str, *, parts: Mapping[str, Any], seed: int, data: str
+    argv: Sequence[str] | None, description: str, *, parts: Sequence[str], seed: int, data: str
 ) -> argparse.Namespace:
     """Read the command line of exercise 2."""
     parser = new_parser(description)
     add = parser.add_argument
-    add("--part", nargs="+", choices=list(parts), default=list(parts), help="parts to run")
+    add("--part", nargs="+", choices=parts, default=parts, help="parts to run")
     add("--weights", type=Path, default=default_weights(), help="weight file (.pt)")
-    add("--data", type=Path, default=data, help="folder of fabrics, for parts c and d")
+    add("--data", type=Path, default=data, help="folder of fabrics, for parts c, d, f and g")
+    add("--picture", type=Path, default=argparse.SUPPRESS, metavar="FILE",
+        help="picture for parts c, d and f (default: one of the data)")  # fmt: skip
+    add("--mask", type=Path, default=argparse.SUPPRESS, metavar="FILE",
+        help="for part f: white stays, black is drawn anew (default: two shapes)")  # fmt: skip
+    add("--label", nargs="+", default=argparse.SUPPRESS,
+        help="for part f: what to draw (default: four of the weights' labels)")  # fmt: skip
     add("--output-dir", type=Path, default=".", help="where figures and measurements go")
     add_common(parser, seed)
-    return parser.parse_args(argv)
+    return parser.parse_args(argv, argparse.Namespace(picture=None, mask=None, label=None))
+
+
+def choose_shown(
+    options: argparse.Namespace, known: Sequence[str], usual: Sequence[str]
+) -> list[str]:
+    """Return the labels that are shown: those that were typed, or some that the weights know.
+
+    Raises UserError for one that they do not.
+    """
+    for name in options.label or ():
+        if name not in known:
+            among = f", but {', '.join(known)}" if known else ""
+            raise UserError(f"{options.weights} knows no {name}{among}.")
+    return options.label or [name for name in usual if name in known] or [*known[:4]]
 
 
 def train_options(
@@ -135,13 +155,14 @@ def train_options(
     argv = sys.argv[1:] if argv is None else argv
     if "--quick" in argv:
         parser.set_defaults(**quick)
-    options = parser.parse_args(argv)
-    options.compile = getattr(options, "compile", None)
-    is_v = options.objective == "pred_v"
-    options.loss_weight = getattr(options, "loss_weight", "min5" if is_v else "simple")
-    if options.loss_weight == "min5" and not is_v:
-        parser.error(f"--loss-weight min5 weights the error of v: use it with --objective pred_v, "
-                     f"or --loss-weight simple with {options.objective}")  # fmt: skip
+    options = parser.parse_args(argv, argparse.Namespace(compile=None))
+    # What was not typed may follow the weights that a run goes on from.
+    options.typed = {"objective", "schedule", "loss_weight"} & vars(options).keys()
+    options = argparse.Namespace(**{"objective": "pred_v", "schedule": "sigmoid", **vars(options)})
+    try:
+        choose_loss_weight(options)
+    except UserError as error:
+        parser.error(str(error))
     halvings = len(options.dim_mults) - 1
     name, side = ("--crop", options.crop) if options.crop else ("--image-size", options.image_size)
     if side % 2**halvings:
@@ -152,6 +173,19 @@ def train_options(
     if options.dim % 4:
         parser.error("--dim must be a multiple of 4")
     return options
+
+
+def choose_loss_weight(options: argparse.Namespace) -> None:
+    """Set options.loss_weight: min5 for v, simple for others, where it was not typed.
+
+    Raises UserError for a weight of another objective.
+    """
+    is_v = options.objective == "pred_v"
+    if "loss_weight" not in options.typed:
+        options.loss_weight = "min5" if is_v else "simple"
+    elif options.loss_weight == "min5" and not is_v:
+        raise UserError("--loss-weight min5 weights the error of v: use it with --objective pred_v "
+                        f"or --loss-weight simple with {options.objective}.")  # fmt: skip
 
 
 def training_parser(description: str, seed: int) -> argparse.ArgumentParser:
@@ -166,6 +200,7 @@ def training_parser(description: str, seed: int) -> argparse.ArgumentParser:
     add("--data", type=Path, help="folder of images, subfolders included")
     add("--crop", type=count, help="train on random squares of so many pixels, a quarter of the "
         "cost at half the size (default: on whole images)")  # fmt: skip
+    add("--channels", type=int, choices=(1, 3), default=3, help="1 trains on grey images")
     add("--heldout", type=Path, help="folder of images that are never trained on, for the "
         "held-out loss (drawn fabrics bring their own)")  # fmt: skip
 
@@ -173,8 +208,10 @@ def training_parser(description: str, seed: int) -> argparse.ArgumentParser:
     add("--image-size", type=count, help="pixels, both sides")
     add("--dim", type=count, help="channels of the U-Net at full resolution")
     add("--dim-mults", type=count, nargs="+", help="its channel multipliers")
-    add("--schedule", choices=SCHEDULES, default="sigmoid", help="of noise")
-    add("--objective", choices=OBJECTIVES, default="pred_v", help="what the network predicts")
+    add("--schedule", choices=SCHEDULES, default=argparse.SUPPRESS,
+        help="of noise (default: sigmoid, or that of the weights it goes on from)")  # fmt: skip
+    add("--objective", choices=OBJECTIVES, default=argparse.SUPPRESS,
+        help="what the network predicts (default: pred_v, or that of those weights)")  # fmt: skip
     add("--loss-weight", choices=LOSS_WEIGHTS, default=argparse.SUPPRESS,
         help="min5: error of v times min(1, 5/SNR); simple: the library's own, error of the noise "
         "at every t alike (default: min5 for pred_v, simple for the others)")  # fmt: skip

@@ -27,7 +27,7 @@ from ddpm_basics.files import (
 )
 from ddpm_basics.hardware import describe
 from ddpm_basics.training import StepNumbers, draw_numbers, fixed_numbers
-from ddpm_basics.weight_files import export_weights
+from ddpm_basics.weight_files import config_of, export_weights, peek
 
 
 @dataclass
@@ -57,6 +57,11 @@ class Run:
         return int(self.diffusion.image_size[0])
 
     @property
+    def share(self) -> int:
+        """Images that the network sees at once in this process: its part of a pass."""
+        return int(self.options.batch_size // self.accelerator.num_processes)
+
+    @property
     def effective_batch(self) -> int:
         """Images per optimizer step."""
         return int(self.options.batch_size * self.options.gradient_accumulate)
@@ -82,25 +87,23 @@ class Run:
             print(text, flush=True)
 
 
-def describe_run(
-    options: argparse.Namespace, digests: Mapping[str, str], timesteps: int
-) -> dict[str, Any]:
+def describe_run(options: argparse.Namespace, digests: Mapping[str, str]) -> dict[str, Any]:
     """Return what a checkpoint says about its run: plain numbers and strings only."""
     manifest = read_manifest(options.data)
     lines = "\n".join(f"{name} {digest}" for name, digest in sorted(digests.items()))
     return {
         "objective": options.objective,
         "schedule": options.schedule,
-        "timesteps": timesteps,
+        "timesteps": options.timesteps,
         "image_size": options.crop or options.image_size,
         "cropped_from": options.image_size if options.crop else None,
-        "channels": 3,
+        "channels": options.channels,
         "dim": options.dim,
         "dim_mults": list(options.dim_mults),
         "data_version": manifest and manifest.version,
         "data_seed": manifest and manifest.seed,
         "num_images": len(digests),
-        "data_checksum": hashlib.sha256(lines.encode()).hexdigest()[:16],
+        "data_checksum": hashlib.sha256(lines.encode(errors="backslashreplace")).hexdigest()[:16],
         "loss_weight": options.loss_weight,
         "effective_batch": options.batch_size * options.gradient_accumulate,
         "seed": options.seed,
@@ -158,6 +161,7 @@ def print_banner(run: Run) -> None:
         "Data": f"{len(run.data.images):,} images from {options.data}{labels}{heldout}",
         "Batch": f"{options.batch_size} x {options.gradient_accumulate} (accumulation) = "
         f"{run.effective_batch}",
+        "Labels": ", ".join(names[:24]) + ", ..." * (len(names) > 24) or "none",
         "Steps": f"{run.step:,} to {options.steps:,}: {passes:,.0f} passes over the data in all",
         "Writes": f"{options.results_dir}/ every {options.save_every:,} steps, then "
         f"{options.weights_out}",
@@ -211,10 +215,7 @@ def finish(run: Run, first: int) -> None:
 
 def exported_step(path: Path, config: Mapping[str, Any]) -> int | None:
     """Return the step of the bundled weights at `path`, if they are of this run's data and seed."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        keys = ("data_checksum", "seed", "effective_batch")
-        same = all(state["config"][key] == config[key] for key in keys)
-        return int(state["step"]) if same else None
-    except Exception:  # absent, damaged or somebody else's: all the same here
-        return None
+    state = peek(path)
+    then = config_of(state)
+    same = all(then.get(key) == config[key] for key in ("data_checksum", "seed", "effective_batch"))
+    return state.get("step") if same else None

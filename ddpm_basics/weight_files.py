@@ -29,6 +29,19 @@ from ddpm_basics.model import build_diffusion
 from ddpm_basics.sampling import SCHEDULES
 
 NETWORK_OUTPUT = {"pred_noise": "the noise", "pred_x0": "x_0", "pred_v": "v"}
+ASSUMED: dict[str, Any] = {
+    "objective": "pred_v",
+    "schedule": "sigmoid",
+    "timesteps": 1000,
+    "image_size": 64,
+}
+UNREADABLE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError,
+              RuntimeError)  # fmt: skip  # what nonsense in a file may raise
+LARGEST = 65_504  # of half precision: sums of larger weights overflow inside the network
+
+
+class DamagedFile(UserError):
+    """A file that is not what was written: cut off, or with other bytes in it."""
 
 
 # ---- Reading -------------------------------------------------------------------------------------
@@ -47,65 +60,68 @@ class Facts:
     image_size: int
     timesteps: int
     objective: str
-    beta_schedule: str
+    schedule: str
     labels: tuple[str, ...]  # what the network can be told to draw
-    assumed: tuple[str, ...]  # what the file does not say
+    assumed: tuple[str, ...]  # which of these the file does not say, and nobody else has
     parameters: int
 
     def describe(self, path: Path) -> str:
         """Say all of it in one line."""
         step = "" if self.step is None else f", step {self.step:,}"
         version = f", library {self.version}" if self.version else ""
-        assumed = f" (assumed: {', '.join(self.assumed)})" if self.assumed else ""
+        assumed = ", ".join(self.assumed).replace("_", " ")
+        assumed = f" (assumed: {assumed})" if assumed else ""
         labels = f", {len(self.labels)} labels" if self.labels else ""
         return (
             f"{path}: {self.kind}{step}{version}; {self.parameters:,} parameters "
             f"(width {self.dim} x {'-'.join(map(str, self.dim_mults))}, {self.channels} channels); "
-            f"predicts {NETWORK_OUTPUT[self.objective]} ({self.objective}), {self.beta_schedule} "
+            f"predicts {NETWORK_OUTPUT[self.objective]} ({self.objective}), {self.schedule} "
             f"schedule, {self.timesteps} timesteps, {self.image_size} pixels{labels}{assumed}"
         )
 
 
-def load_weights(path: Path, image_size: int = 64) -> tuple[GaussianDiffusion, Facts]:
+def load_weights(
+    path: Path,
+    image_size: int | None = None,
+    objective: str | None = None,
+    schedule: str | None = None,
+) -> tuple[GaussianDiffusion, Facts]:
     """Load any of the four kinds of weight file into a network that fits it.
 
-    A Unet alone does not say its objective and schedule: pred_v and sigmoid are assumed.
-    image_size counts where the file has none. Returns the diffusion in eval mode on the CPU, in
-    fp32, and what was found. Raises UserError for everything that is no such file.
+    The arguments are for what a file does not say, see ASSUMED: only the bundled file knows its
+    image size, and a Unet alone nothing of the process. Returns the diffusion in eval mode on the
+    CPU, in fp32, and what was found. Raises UserError for everything that is no such file, and
+    for one that says otherwise.
     """
     checkpoint = read_checkpoint(path)
     kind, state = unwrap_checkpoint(checkpoint, path)
-    config = checkpoint.get("config") or {}
+    config = config_of(checkpoint)
     try:
-        shape = guess_shape(state)
-        process, assumed = find_process(state)
-        if "image_size" not in config:
-            assumed = (*assumed, "the image size")
-        process["image_size"] = config.get("image_size", image_size)
-        table = checkpoint.get("labels") or {"names": ()}
-        labels = tuple(map(str, table["names"]))
-        if labels:
-            state["label_table"] = table["embedding"]
-        diffusion = fill_diffusion(shape, process, state, labels)
-    except (KeyError, IndexError, ValueError, RuntimeError, AssertionError, TypeError,
-            AttributeError) as error:  # fmt: skip
-        detail = re.sub(r"\s+", " ", str(error))[:160]
+        network, stated = unet_arguments(state), find_process(state, path)
+        if "image_size" in config:
+            stated["image_size"] = config["image_size"]
+        typed = {"image_size": image_size, "objective": objective, "schedule": schedule}
+        typed = {name: value for name, value in typed.items() if value is not None}
+        if wrong := differences(typed | stated, typed):
+            raise UserError(f"{path} says otherwise ({'; '.join(wrong)}): leave it to the file.")
+        process = ASSUMED | typed | stated
+        shape = {name: network[name] for name in ("dim", "dim_mults", "channels")}
+        check_size(process["image_size"], len(network["dim_mults"]) - 1, path)
+        table = table if isinstance(table := checkpoint.get("labels"), dict) else {}
+        if labels := tuple(map(str, table.get("names", ()))):
+            state["label_table"] = table.get("embedding")
+        diffusion = fill_diffusion(shape, process, state, labels, path)
+    except UNREADABLE as error:
         raise UserError(
-            f"The weights in {path} belong to another architecture, or to version 1 of the "
-            f"library ({type(error).__name__}: {detail}...)."
+            f"{path} holds no U-Net of denoising-diffusion-pytorch 2.x, or one that was changed "
+            f"({one_line(error)})."
         ) from error
-    halvings = len(shape["dim_mults"]) - 1
-    if process["image_size"] % 2**halvings:
-        raise UserError(f"The image size must be a multiple of {2**halvings}: the U-Net in {path} "
-                        f"halves it {halvings} times.")  # fmt: skip
-    if not all(weight.isfinite().all() for weight in diffusion.parameters()):
-        raise UserError(f"The weights in {path} are not all finite numbers: its training diverged.")
     facts = Facts(
         kind=kind,
         step=step if isinstance(step := checkpoint.get("step"), int) else None,
         version=checkpoint.get("version"),
         labels=labels,
-        assumed=assumed,
+        assumed=tuple(name for name in ASSUMED if name not in typed | stated),
         parameters=sum(weight.numel() for weight in diffusion.model.parameters()),
         **shape,
         **process,
@@ -113,8 +129,23 @@ def load_weights(path: Path, image_size: int = 64) -> tuple[GaussianDiffusion, F
     return diffusion.eval(), facts
 
 
-def read_checkpoint(path: Path) -> Any:
-    """Read a file of torch.save as data only: nothing in it is ever executed. Raises UserError."""
+def check_size(size: Any, halvings: int, path: Path) -> None:
+    """Raise UserError for an image size that the network in a file cannot draw."""
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"{path} states an image size of {size}: only square images can be drawn, "
+                        "of a whole number of pixels.")  # fmt: skip
+    if size % 2**halvings:
+        raise UserError(f"The image size must be a multiple of {2**halvings}: the U-Net in {path} "
+                        f"halves it {halvings} times.")  # fmt: skip
+
+
+def read_checkpoint(path: Path, mapped: bool = True) -> Any:
+    """Read a file of torch.save as data only: nothing in it is ever executed.
+
+    mapped: its tensors stay in the file until they are used. What a compiler or a wrapper for
+    several processes has left in the names of weights is taken off. Raises UserError: DamagedFile
+    where the bytes are others than those written.
+    """
     if not path.exists():
         raise UserError(
             f"The weight file {path} does not exist: fetch the whole bundle, name another file, "
@@ -125,32 +156,74 @@ def read_checkpoint(path: Path) -> Any:
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
-        raise UserError(f"The weight file {path} is empty: fetch or train it again.")
+        raise DamagedFile(f"{path} is damaged, as it is empty: fetch or copy it again.")
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is only a Git LFS pointer: run 'git lfs pull' to get the weights.")
     is_zip = zipfile.is_zipfile(path)
     if start.startswith(b"PK") and not is_zip:
-        raise UserError(f"The weight file {path} is cut off: fetch or copy it again.")
+        raise DamagedFile(f"{path} is damaged, as it is cut off: fetch or copy it again.")
+    if is_zip:
+        check_bytes(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            mmap = mapped and is_zip
+            return strip_wrappers(torch.load(path, "cpu", weights_only=True, mmap=mmap))
     except OSError:
         raise
     except Exception as error:  # torch.load has no error of its own, it raises a dozen kinds
-        forbidden = re.search(r"(?:GLOBAL|Unsupported (?:global|class)\W*)\s*([\w.]+)", str(error))
+        named = r"(?:GLOBAL\s+|Unsupported (?:global|class)\W+(?!GLOBAL))([\w.]+)"
+        forbidden = re.search(named, str(error))
         if forbidden and isinstance(error, pickle.UnpicklingError):
             raise UserError(
                 f"{path} wants to run code ({forbidden.group(1)}) when it is opened, so it was "
                 "refused: use a file that holds tensors only."
             ) from error
-        raise UserError(
+        raise (UserError if is_zip else DamagedFile)(
             f"{path} is damaged or no PyTorch weight file (one that holds nothing but tensors): "
             "fetch it again, or name another one."
         ) from error
 
 
-def unwrap_checkpoint(checkpoint: Any, path: Path) -> tuple[str, dict[str, Tensor]]:
+def check_bytes(path: Path) -> None:
+    """Compare a file with its own checksums, which torch.load passes over. Raises DamagedFile."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole = archive.testzip() is None
+    except (OSError, MemoryError):  # the machine is in trouble, the file may be good
+        raise
+    except Exception:  # a damaged archive raises many kinds
+        whole = False
+    if not whole:
+        raise DamagedFile(f"{path} is damaged, as its bytes do not fit its checksums: fetch or "
+                          "copy it again.")  # fmt: skip
+
+
+def strip_wrappers(content: Any) -> Any:
+    """Take the names of torch.compile and DistributedDataParallel out of all keys."""
+    if not isinstance(content, dict):
+        return content
+    names = [re.sub(r"_orig_mod\.|module\.", "", key) if isinstance(key, str) else key
+             for key in content]  # fmt: skip
+    return dict(zip(names, map(strip_wrappers, content.values()), strict=True))
+
+
+def peek(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds, its tensors unread; nothing where it cannot be read."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # absent, damaged or somebody else's: all the same here
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def config_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a checkpoint states; none where others have written it."""
+    config = checkpoint.get("config")
+    return config if isinstance(config, dict) else {}
+
+
+def unwrap_checkpoint(checkpoint: Any, path: Path) -> tuple[str, dict[str, Any]]:
     """Return (kind, state of the GaussianDiffusion or of the Unet in it) of a checkpoint."""
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds no weights but a {type(checkpoint).__name__}.")
@@ -168,41 +241,103 @@ def unwrap_checkpoint(checkpoint: Any, path: Path) -> tuple[str, dict[str, Tenso
             for key, value in checkpoint["ema"].items()
             if key.startswith("ema_model.")
         }
-    # torch.compile and DistributedDataParallel leave their names in the keys.
-    state = {str(key).replace("_orig_mod.", "").replace("module.", ""): value
-             for key, value in state.items()}  # fmt: skip
+    state = {str(key): value for key, value in state.items()}
     if "init_conv.weight" in state:  # a Unet alone
         kind = "bare U-Net weights"
         state = {f"model.{key}": value for key, value in state.items()}
     if not isinstance(state.get("model.init_conv.weight"), Tensor):
         raise UserError(f"{path} holds no U-Net of denoising-diffusion-pytorch 2.x.")
+    if "model.mid_attn.mem_kv" not in state:
+        kind = (
+            "its network with classes" if "model.classes_emb.weight" in state else "its version 1"
+        )
+        raise UserError(f"{path} holds no plain U-Net of denoising-diffusion-pytorch 2.x, but one "
+                        f"of {kind}.")  # fmt: skip
     return kind, state
 
 
-def guess_shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read width, multipliers and channels of the Unet from the shapes of its weights."""
-    dim = state["model.time_mlp.1.weight"].shape[1]
-    stages = 1 + max(int(key.split(".")[2]) for key in state if key.startswith("model.downs."))
+def unet_arguments(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Read how a Unet was built from the shapes of its weights, in the library's own words.
+
+    state: {"model.NAME": weight}. Raises KeyError for a weight that every Unet has.
+    """
+    shapes = shapes_of(state)
+    dim = shapes["model.time_mlp.3.weight"][0] // 4
+    stages = 1 + max(int(key.split(".")[2]) for key in shapes if key.startswith("model.downs."))
     # The last layer of each stage sets its width; only the last stage does not halve the image.
     last = [f"model.downs.{i}.3.1.weight" for i in range(stages - 1)]
     last.append(f"model.downs.{stages - 1}.3.weight")
+    attention = [f"model.downs.{i}.2" for i in range(stages)]
+    heads = [shapes[f"{name}.mem_kv"][1] for name in attention]
+    inner = [shapes[f"{name}.to_qkv.weight"][0] // 3 for name in attention]
+    init_dim, channels_in = shapes["model.init_conv.weight"][:2]
+    channels_out = shapes["model.final_conv.weight"][0]
+    full = [f"{name}.to_out.weight" in shapes for name in attention]
     return {
         "dim": dim,
-        "dim_mults": tuple(state[key].shape[0] // dim for key in last),
-        "channels": state["model.final_conv.weight"].shape[0],
+        "dim_mults": tuple(shapes[key][0] // dim for key in last),
+        "channels": min(channels_in, channels_out),
+        "init_dim": "dim" if init_dim == dim else init_dim,
+        "self_condition": channels_in > channels_out,
+        "learned_variance": channels_in < channels_out,
+        "learned_sinusoidal_cond": "model.time_mlp.0.weights" in shapes,
+        "attn_heads": one_or_all(heads),
+        "attn_dim_head": one_or_all([size // n for size, n in zip(inner, heads, strict=True)]),
+        "full_attn": "the last" if full == [*[False] * (stages - 1), True] else full,
     }
 
 
-def find_process(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Read T, schedule and objective from the buffers, which compute, and say what is assumed."""
+def one_line(error: Exception) -> str:
+    """Return the beginning of what an error says."""
+    return " ".join(str(error).split())[:160]
+
+
+def one_or_all(values: list[Any]) -> Any:
+    """Return the value that all of them are, or all where they differ."""
+    return values[0] if len(set(values)) == 1 else values
+
+
+def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what is a tensor."""
+    return {key: tuple(value.shape) for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Say which of the settings wanted a file does not have."""
+    return [
+        f"{name}: {found.get(name, 'none')} in the file, {value} here"
+        for name, value in wanted.items()
+        if found.get(name) != value
+    ]
+
+
+def compare_networks(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Say in what weights differ from those wanted: in how their network was built, or by name."""
+    try:
+        said = differences(unet_arguments(found), unet_arguments(wanted))
+    except UNREADABLE:  # not even the beginnings of a Unet
+        said = []
+    names = dict.fromkeys(shapes_of(found), "none") | shapes_of(wanted)
+    said = said or differences(shapes_of(found), names)
+    return [*said[:4], f"and {len(said) - 4} more"] if len(said) > 4 else said
+
+
+def find_process(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Read objective, schedule and timesteps from the buffers, which compute; {} without them.
+
+    Raises UserError for buffers that are none of the library's.
+    """
     if "betas" not in state:
-        process = {"timesteps": 1000, "beta_schedule": "sigmoid", "objective": "pred_v"}
-        return process, ("objective", "schedule")
-    return {
-        "timesteps": len(state["betas"]),
-        "beta_schedule": schedule_name(state["betas"]),
-        "objective": objective_name(state["loss_weight"], state["alphas_cumprod"]),
-    }, ()
+        return {}
+    try:
+        return {
+            "objective": objective_name(state["loss_weight"], state["alphas_cumprod"]),
+            "schedule": schedule_name(state["betas"]),
+            "timesteps": len(state["betas"]),
+        }
+    except UNREADABLE as error:
+        raise UserError(f"The diffusion process in {path} is none of the library's "
+                        f"({one_line(error)}).") from error  # fmt: skip
 
 
 def schedule_name(betas: Tensor) -> str:
@@ -232,21 +367,34 @@ def objective_name(loss_weight: Tensor, alphas_cumprod: Tensor) -> str:
 def fill_diffusion(
     shape: Mapping[str, Any],
     process: Mapping[str, Any],
-    state: Mapping[str, Tensor],
+    state: Mapping[str, Any],
     labels: tuple[str, ...],
+    path: Path,
 ) -> GaussianDiffusion:
-    """Build a diffusion of this shape and process, and put the weights into it."""
+    """Build a diffusion of this shape and process, and put the weights of a file into it.
+
+    Raises UserError that names what differs, or weights that are not finite.
+    """
     # A custom schedule comes in with the file's buffers, which replace those just built.
-    known = process["beta_schedule"] if process["beta_schedule"] in SCHEDULES else "sigmoid"
+    known = process["schedule"] if process["schedule"] in SCHEDULES else "sigmoid"
     diffusion = build_diffusion(
-        **shape, **{**process, "beta_schedule": known}, labels=labels, weights_on="meta"
+        **shape, image_size=process["image_size"], timesteps=process["timesteps"],
+        objective=process["objective"], beta_schedule=known, labels=labels, weights_on="meta",
+    )  # fmt: skip
+    wanted = diffusion.state_dict()
+    if "betas" not in state:  # a U-Net alone: the process is the one just built
+        state = {
+            **{name: wanted[name] for name in wanted if not name.startswith("model.")},
+            **state,
+        }
+    if wrong := compare_networks(state, wanted):
+        raise UserError(f"The weights in {path} belong to another network ({'; '.join(wrong)}).")
+    diffusion.load_state_dict(
+        {name: value.to(torch.float32, copy=True) for name, value in state.items()}, assign=True
     )
-    copied = {key: value.to(torch.float32, copy=True) for key, value in state.items()}
-    if "betas" in state:
-        diffusion.load_state_dict(copied, assign=True)
-    else:
-        unet = {key.removeprefix("model."): value for key, value in copied.items()}
-        diffusion.model.load_state_dict(unet, assign=True)
+    if not all(weight.abs().max() <= LARGEST for weight in diffusion.parameters()):
+        raise UserError(f"The weights in {path} are not all finite, or beyond {LARGEST:,}: its "
+                        "training diverged.")  # fmt: skip
     return diffusion
 
 

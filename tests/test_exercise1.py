@@ -19,6 +19,7 @@ from conftest import ROOT, load_script
 from PIL import Image
 from tiny_networks import SIZE, bundled, make_diffusion
 
+from ddpm_basics.console import UserError
 from ddpm_basics.images import to_picture
 from ddpm_basics.sample_folder import recorded_precision
 
@@ -187,9 +188,9 @@ def test_an_image_depends_on_its_seed_alone(draw, tmp_path, sampler, precision):
 
 def test_two_processes_share_the_work(draw, tiny_weights, tmp_path):
     """With a samples folder and without."""
-    draw("--samples-dir", "alone", "--output", "alone.png")
+    draw("--samples-dir", "alone", "--output", "alone.png", "--precision", "fp32")
     options = ["--weights", str(tiny_weights), "--steps", "4", "--num-samples", "5",
-               "--device", "cpu"]  # fmt: skip
+               "--device", "cpu", "--precision", "fp32"]  # fmt: skip
 
     def launch(*more):
         return subprocess.run([sys.executable, *LAUNCH, *options, *more], cwd=tmp_path,
@@ -240,7 +241,8 @@ def test_memory_stays_flat(monkeypatch, tmp_path):
 @pytest.fixture
 def draw_told(draw, labelled_weights):
     """draw(), from weights that know the labels a, b and c/d."""
-    return lambda *options, **more: draw("--weights", labelled_weights, *options, **more)
+    known = ("--weights", labelled_weights, "--precision", "fp32")  # not what is faster just now
+    return lambda *options, **more: draw(*known, *options, **more)
 
 
 def test_labels_in_turn_by_default(draw_told, tmp_path):
@@ -262,7 +264,7 @@ def test_labels_in_turn_by_default(draw_told, tmp_path):
 
 
 def test_no_label_is_the_plain_network(draw, draw_told, tmp_path):
-    draw("--samples-dir", "plain")
+    draw("--samples-dir", "plain", "--precision", "fp32")
     draw_told("--samples-dir", "none", "--label", "none")
     draw_told("--samples-dir", "zero", "--guidance", 0)
     assert all_the_same(tmp_path / "plain", tmp_path / "none")
@@ -391,9 +393,9 @@ def test_no_space_left(draw, tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_finished_and_the_next_run_goes_on(cli, tiny_weights, draw, tmp_path):
-    draw("--samples-dir", "undisturbed", "--num-samples", 8)
+    draw("--samples-dir", "undisturbed", "--num-samples", 8, "--precision", "fp32")
     options = ("--weights", tiny_weights, "--steps", 4, "--num-samples", 8, "--batch-size", 1,
-               "--samples-dir", "fabrics", "--device", "cpu")  # fmt: skip
+               "--samples-dir", "fabrics", "--device", "cpu", "--precision", "fp32")  # fmt: skip
     folder = tmp_path / "fabrics"
     for finished in (0, 2, 5):
         run = cli.start(*options, cwd=tmp_path)
@@ -431,7 +433,17 @@ def test_what_cannot_be_done_gets_one_sentence(draw, tmp_path):
     (tmp_path / "cat.png").write_text("a photograph")
     (tmp_path / "file").write_text("no folder")
     torch.save(make_diffusion().model.state_dict(), tmp_path / "bare.pt")
+    huge = make_diffusion().state_dict()
+    huge["model.mid_block1.block1.proj.weight"] *= 1e38  # finite, but sums of them are not
+    torch.save(huge, tmp_path / "huge.pt")
     cases = {
+        (
+            "--weights",
+            "huge.pt",
+            "--image-size",
+            SIZE,
+        ): "huge.pt are not all finite, or beyond 65,504",
+        ("--image-size", 32): "image_size: 16 in the file, 32 here",
         ("--weights", "none.pt"): "none.pt does not exist",
         ("--weights", "cat.png"): "no PyTorch weight file",
         ("--weights", "bare.pt", "--image-size", 15): "must be a multiple of 2",
@@ -463,14 +475,53 @@ def test_constants_are_the_defaults(monkeypatch):
     monkeypatch.setattr(exercise1, "LABEL", "b")
     monkeypatch.setattr(exercise1, "GUIDANCE", 3.5)
     monkeypatch.setattr(exercise1, "OUTPUT", "mine.png")
-    monkeypatch.setitem(exercise1.SAMPLING_STEPS, "ddim", 33)
-    for options in ([], ["--sampler", "ddim"], ["--sampler", "ddim", "--steps", "5"]):
-        assert exercise1.main(options) == 0
-    assert [options.steps for options in asked] == [20, 33, 5]
+    assert exercise1.main([]) == 0
     plain = asked[0]
     assert (plain.seed, plain.num_samples) == (7, 3)
     assert (plain.output, plain.samples_dir) == (Path("mine.png"), None)
-    assert (plain.label, plain.guidance) == (None, None), "until the weights are known"
+    assert (plain.label, plain.guidance, plain.steps) == (None, None, None), "until the weights are"
+
+
+def test_the_number_of_steps_follows_typing_constants_and_weights(monkeypatch, tmp_path):
+    def refuse(timesteps, steps):
+        raise UserError(f"{steps} steps")
+
+    torch.save(bundled(make_diffusion(timesteps=100)), tmp_path / "short.pt")
+    team = Namespace(num_processes=1, is_main_process=True)
+    monkeypatch.setattr(exercise1, "PartialState", lambda **_: team)
+    monkeypatch.setattr(exercise1, "check_steps", refuse)
+    monkeypatch.setitem(exercise1.SAMPLING_STEPS, "ddim", 33)
+    for words, steps in {
+        "": 20, "--sampler ddim": 33, "--sampler ddim --steps 5": 5, "--sampler ddpm": 100,
+        "--steps 101": 101,
+    }.items():  # fmt: skip
+        command = f"--weights {tmp_path}/short.pt --device cpu --precision fp32 {words}"
+        options = exercise1.generate_options(
+            command.split(), "", seed=1, num_samples=1, label="all", guidance=1.0,
+            steps=exercise1.SAMPLING_STEPS, batch_size={}, output=GRID,
+        )  # fmt: skip
+        with pytest.raises(UserError, match=f"^{steps} steps$"):
+            exercise1.generate(options)
+
+
+def test_what_weights_do_not_say_can_be_typed(draw, tmp_path):
+    """The same network, taken for another one, draws something else, as the record says."""
+    unet = make_diffusion("pred_noise", "linear")
+    torch.save(unet.state_dict(), tmp_path / "whole.pt")
+    torch.save(unet.model.state_dict(), tmp_path / "unet.pt")
+    size = ("--image-size", SIZE, "--precision", "fp32")
+    right = ("--objective", "pred_noise", "--schedule", "linear")
+    for name, weights, more, said in (
+        ("whole", "whole.pt", (), f"{SIZE} pixels\n"),
+        ("right", "unet.pt", right, f"{SIZE} pixels (assumed: timesteps)\n"),
+        ("wrong", "unet.pt", (), "(assumed: objective, schedule, timesteps)\n"),
+    ):
+        done = draw("--weights", weights, "--samples-dir", name, *size, *more)
+        assert said in done.stdout
+    assert all_the_same(tmp_path / "whole", tmp_path / "right")
+    assert not all_the_same(tmp_path / "whole", tmp_path / "wrong")
+    done = draw("--weights", "unet.pt", "--samples-dir", "wrong", *size, *right, code=1)
+    assert "objective pred_v, now pred_noise, schedule sigmoid, now linear" in done.sentence
 
 
 # ---- Many images ---------------------------------------------------------------------------------

@@ -2,8 +2,11 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from conftest import load_script
+from PIL import Image
 
 from ddpm_basics.data import DEFAULT
 from ddpm_basics.model import build_diffusion
@@ -28,7 +31,7 @@ CONSTANTS = {
     "RANDOM_SEED": "seed", "IMAGE_SIZE": "image_size", "BATCH_SIZE": "batch_size",
     "GRADIENT_ACCUMULATE": "gradient_accumulate", "LEARNING_RATE": "lr", "TRAIN_STEPS": "steps",
     "SAVE_EVERY": "save_every", "LOG_EVERY": "log_every", "DIM": "dim", "DIM_MULTS": "dim_mults",
-    "RESULTS_DIR": "results_dir", "WEIGHTS_OUT": "weights_out",
+    "TIMESTEPS": "timesteps", "RESULTS_DIR": "results_dir", "WEIGHTS_OUT": "weights_out",
 }  # fmt: skip
 
 
@@ -104,9 +107,28 @@ def test_wrong_usage_is_exit_code_2(words, named, capsys):
 
 def test_a_batch_that_processes_cannot_share(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ex3, "Accelerator", lambda cpu: SimpleNamespace(num_processes=3))
+    monkeypatch.setattr(ex3, "Accelerator", lambda **_: SimpleNamespace(num_processes=3))
     assert ex3.main(["--train", "--device", "cpu"]) == 1
     assert "--batch-size 32 cannot be shared equally by 3 processes" in capsys.readouterr().err
+
+
+def test_progress_samples_are_drawn_in_batches(tmp_path):
+    """No more images at once than training has, and the same whatever their number."""
+    diffusion = build_diffusion(8, (1, 2), image_size=8, timesteps=10, labels=("a", "b", "c"))
+    torch.nn.init.normal_(diffusion.label_table)
+    seen, sheets = set(), []
+    diffusion.model.register_forward_pre_hook(lambda module, inputs: seen.add(len(inputs[0])))
+    for share in (1, 5, 16):
+        options = SimpleNamespace(seed=3, results_dir=tmp_path)
+        ex3.draw_samples(SimpleNamespace(
+            options=options, share=share, ema=SimpleNamespace(ema_model=diffusion), step=share,
+            device=torch.device("cpu"), precision="fp32",
+        ))  # fmt: skip
+        with Image.open(tmp_path / f"sample-{share}.png") as picture:
+            sheets.append(np.asarray(picture).astype(int)[40:])  # without the title
+    assert seen == {1, 5, 16}
+    assert all(abs(sheet - sheets[0]).max() <= 1 for sheet in sheets)
+    assert sheets[0].std() > 10
 
 
 def test_memory_error_names_the_settings_that_fit(serve, tiny_data, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from denoising_diffusion_pytorch import Trainer, Unet
+from denoising_diffusion_pytorch.classifier_free_guidance import Unet as ClassUnet
 from denoising_diffusion_pytorch.version import __version__ as library_version
 from PIL import Image
 from tiny_networks import SIZE, bundled, make_diffusion
@@ -69,7 +70,7 @@ def trainer_checkpoint(tmp_path_factory):
 
 def test_a_checkpoint_of_the_librarys_trainer(trainer_checkpoint):
     path, ema = trainer_checkpoint
-    diffusion, facts = load_weights(path, image_size=SIZE)
+    diffusion, facts = load_weights(path)
     assert same_state(diffusion, ema)
     raw = torch.load(path, weights_only=True)["model"]
     assert raw.keys() == ema.keys(), "the raw network would have fitted as well"
@@ -77,12 +78,12 @@ def test_a_checkpoint_of_the_librarys_trainer(trainer_checkpoint):
     said = facts.describe(path)
     for fact in (str(path), "EMA weights of a training checkpoint, step 2,", library_version,
                  "predicts v (pred_v), cosine schedule, 1000 timesteps",
-                 "16 pixels (assumed: the image size)"):  # fmt: skip
+                 "64 pixels (assumed: image size)"):  # fmt: skip
         assert fact in said
 
 
 def test_the_bundled_file(tiny_weights):
-    diffusion, facts = load_weights(tiny_weights, image_size=99)
+    diffusion, facts = load_weights(tiny_weights)
     assert same_state(diffusion, ema_of(tiny_weights))
     assert {p.dtype for p in diffusion.parameters()} == {torch.float32}
     assert not diffusion.training
@@ -109,21 +110,25 @@ def test_bare_state_dicts(save, part, prefix):
     diffusion = make_diffusion()
     source = diffusion if part == "diffusion" else diffusion.model
     path = save({prefix + key: value for key, value in source.state_dict().items()})
-    loaded, facts = load_weights(path, image_size=SIZE)
+    loaded, facts = load_weights(path)
     assert same_state(loaded, diffusion.state_dict())
     assert facts.step is None
     if part == "diffusion":
         assert facts.kind == "bare weights"
-        assert facts.assumed == ("the image size",)
+        assert facts.assumed == ("image_size",)
     else:
         assert facts.kind == "bare U-Net weights"
-        assert facts.describe(path).endswith("(assumed: objective, schedule, the image size)")
+        assert facts.describe(path).endswith(
+            "(assumed: objective, schedule, timesteps, image size)"
+        )
 
 
-def test_a_compiled_unet_inside_a_diffusion(save):
-    state = make_diffusion().state_dict()
-    path = save({k.replace("model.", "model._orig_mod."): value for k, value in state.items()})
-    assert same_state(load_weights(path, SIZE)[0], state)
+@pytest.mark.parametrize("place", ["ema_model.", "ema_model.model.", "ema_model.model.downs.0."])
+def test_a_compiled_network_inside_a_checkpoint(save, place):
+    checkpoint = bundled(make_diffusion())
+    checkpoint["ema"] = {key.replace(place, f"{place}_orig_mod."): value
+                         for key, value in checkpoint["ema"].items()}  # fmt: skip
+    assert same_state(load_weights(save(checkpoint))[0], make_diffusion().state_dict(), 1e-3)
 
 
 # ---- What a file does not say in words -----------------------------------------------------------
@@ -139,9 +144,25 @@ def test_objective_and_schedule_are_read_from_the_buffers(save, objective, sched
     bare = save(diffusion.state_dict(), "bare.pt")
     for path in (bare, save(bundled(diffusion, config=claims), "claims.pt")):
         loaded, facts = load_weights(path, SIZE)
-        assert (facts.objective, facts.beta_schedule) == (objective, schedule)
+        assert (facts.objective, facts.schedule) == (objective, schedule)
         assert loaded.objective == objective
         assert torch.equal(loaded.alphas_cumprod, diffusion.alphas_cumprod)
+
+
+def test_what_a_file_does_not_say_may_be_typed_and_nothing_else(save, tiny_weights):
+    unet = save(make_diffusion().model.state_dict())
+    loaded, facts = load_weights(unet, SIZE, "pred_noise", "linear")
+    assert (loaded.objective, loaded.image_size) == ("pred_noise", (SIZE, SIZE))
+    assert torch.equal(loaded.betas, make_diffusion(beta_schedule="linear").betas)
+    assert facts.assumed == ("timesteps",)
+    assert load_weights(tiny_weights, SIZE, "pred_v", "sigmoid")[1].assumed == ()
+    for typed, words in {
+        (99, None, None): "image_size: 16 in the file, 99 here",
+        (None, "pred_noise", None): "objective: pred_v in the file, pred_noise here",
+        (None, None, "linear"): "schedule: sigmoid in the file, linear here",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            load_weights(tiny_weights, *typed)
 
 
 def test_the_number_of_timesteps_is_read_from_the_buffers(save):
@@ -152,7 +173,7 @@ def test_the_number_of_timesteps_is_read_from_the_buffers(save):
 def test_a_schedule_of_ones_own_comes_with_the_file(save):
     diffusion = make_diffusion(schedule_fn_kwargs={"tau": 0.7})
     loaded, facts = load_weights(save(diffusion.state_dict()), SIZE)
-    assert facts.beta_schedule == "custom"
+    assert facts.schedule == "custom"
     assert torch.equal(loaded.alphas_cumprod, diffusion.alphas_cumprod)
 
 
@@ -209,9 +230,8 @@ def bad_weights(folder, weights):
     torch.save(old, folder / "unnamed_one.pt")
     torch.save({k: v for k, v in diffusion.state_dict().items() if k != "model.init_conv.bias"},
                folder / "missing_key.pt")  # fmt: skip
-    torch.save(Unet(dim=8, dim_mults=(1, 2), self_condition=True).state_dict(), folder / "self.pt")
-    torch.save(Unet(dim=8, dim_mults=(1, 2), full_attn=(True, True)).state_dict(),
-               folder / "full.pt")  # fmt: skip
+    torch.save(ClassUnet(dim=8, dim_mults=(1, 2), num_classes=3).state_dict(),
+               folder / "classes.pt")  # fmt: skip
     strange = diffusion.state_dict()
     strange["loss_weight"] = torch.linspace(3, 4, 1000)
     torch.save(strange, folder / "strange.pt")
@@ -219,8 +239,16 @@ def bad_weights(folder, weights):
     broken["model.init_conv.bias"] = torch.full((8,), float("nan"))
     torch.save(broken, folder / "nan.pt")
     torch.save(diffusion.state_dict() | {"model.init_conv.bias": "words"}, folder / "words.pt")
-    torch.save(bundled(diffusion, config="words"), folder / "config.pt")
-    other, no_file = "belong to another architecture", "is damaged or no PyTorch weight file"
+    torch.save(bundled(diffusion, config={"image_size": [32, 48]}), folder / "oblong.pt")
+    table = torch.zeros(2, 32)
+    table[1] = float("nan")
+    labels = {"names": ["a", "b"], "embedding": table}
+    torch.save(bundled(diffusion, labels=labels), folder / "nan_label.pt")
+    one_byte = bytearray(whole)
+    one_byte[len(whole) // 2] ^= 0xFF
+    (folder / "flipped.pt").write_bytes(one_byte)
+    lacks = r"model.init_conv.bias: none in the file, \(8,\) here"
+    no_file = "is damaged or no PyTorch weight file"
     return {
         "absent.pt": "does not exist", "empty.pt": "is empty", "cut.pt": "is cut off",
         "damaged.pt": "is damaged", "text.pt": no_file, "page.pt": no_file,
@@ -231,9 +259,11 @@ def bad_weights(folder, weights):
         "pickle.pt": r"wants to run code \(posix.system\)", "new_pickle.pt": "nothing but tensors",
         "tensor.pt": "no weights but a Tensor", "nothing.pt": "holds no U-Net",
         "linear.pt": "holds no U-Net", "one.pt": "denoising-diffusion-pytorch 1.11.1",
-        "unnamed_one.pt": "version 1", "missing_key.pt": other, "self.pt": other, "full.pt": other,
-        "words.pt": other, "config.pt": other,
+        "unnamed_one.pt": "but one of its version 1", "classes.pt": "of its network with classes",
+        "missing_key.pt": lacks, "words.pt": lacks,
         "strange.pt": "its loss weight fits no objective", "nan.pt": "not all finite",
+        "nan_label.pt": "not all finite", "flipped.pt": "do not fit its checksums",
+        "oblong.pt": r"image size of \[32, 48\]: only square",
     }  # fmt: skip
 
 
@@ -241,13 +271,36 @@ def bad_weights(folder, weights):
 def test_bad_weight_files_get_one_sentence_each(tiny_weights, tmp_path, recwarn):
     for name, words in bad_weights(tmp_path, tiny_weights).items():
         with pytest.raises(UserError, match=words) as refusal:
-            load_weights(tmp_path / name, SIZE)
+            load_weights(tmp_path / name)
         sentence = str(refusal.value)
         assert name in sentence, "the file is not named"
         assert "\n" not in sentence, name
         assert sentence.endswith("."), name
     assert not (tmp_path / "owned").exists(), "code in a weight file was run"
     assert [str(warning.message) for warning in recwarn] == []
+
+
+ARCHITECTURES = {
+    "self_condition: True in the file, False here": {"self_condition": True},
+    "learned_variance: True in the file, False here": {"learned_variance": True},
+    "init_dim: 16 in the file, dim here": {"init_dim": 16},
+    "attn_heads: 2 in the file, 4 here; attn_dim_head: 16 in the file": {
+        "attn_heads": 2,
+        "attn_dim_head": 16,
+    },
+    "full_attn: [True, True] in the file, the last here": {"full_attn": (True, True)},
+    "learned_sinusoidal_cond: True in the file": {"learned_sinusoidal_cond": True},
+}
+
+
+@pytest.mark.parametrize("words", ARCHITECTURES)
+def test_what_differs_in_another_architecture_is_named(save, words):
+    """In the library's own words, and nothing else."""
+    path = save(Unet(dim=8, dim_mults=(1, 2), **ARCHITECTURES[words]).state_dict())
+    with pytest.raises(UserError) as refusal:
+        load_weights(path)
+    assert words in str(refusal.value)
+    assert str(refusal.value).count("in the file") == words.count("in the file")
 
 
 def test_an_image_size_that_the_network_cannot_halve(save):
@@ -326,9 +379,9 @@ def test_labels_come_with_the_file(labelled_weights, tiny_weights, save):
     assert facts.describe(labelled_weights).endswith("16 pixels, 3 labels")
     assert load_weights(tiny_weights)[1].labels == ()
     whole = torch.load(labelled_weights, weights_only=True)
-    for wrong in ({"names": ["a"], "embedding": labels["embedding"]}, {"names": ["a"]}, ["a"],
+    for wrong in ({"names": ["a"], "embedding": labels["embedding"]}, {"names": ["a"]},
                   {"names": ["a"], "embedding": torch.zeros(1, 8)}):  # fmt: skip
-        with pytest.raises(UserError, match="belong to another architecture"):
+        with pytest.raises(UserError, match=r"label_table: .* in the file, \(1, 32\) here"):
             load_weights(save({**whole, "labels": wrong}))
 
 

@@ -8,20 +8,26 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, write_blocks
-from denoising_diffusion_pytorch import Trainer
+from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
+from denoising_diffusion_pytorch.denoising_diffusion_pytorch import linear_beta_schedule
+from ema_pytorch import EMA
 from PIL import Image
 
-from ddpm_basics.losses import CSV_COLUMNS, append_losses, read_losses, trim_losses
+from ddpm_basics.checkpoints import save_checkpoint
+from ddpm_basics.console import UserError
+from ddpm_basics.losses import CSV_COLUMNS
 from ddpm_basics.model import build_diffusion
 
 KILLS = 50
@@ -190,23 +196,6 @@ def test_exported_weights_are_the_ema_in_fp16(whole_run):
     diffusion.load_state_dict(state)
 
 
-def test_losses_csv_survives_a_torn_row(tmp_path):
-    path = tmp_path / "losses.csv"
-    trim_losses(path, 0)  # makes it, with nothing but the heads of its columns
-    for step in (5, 10, 15, 20):
-        append_losses(path, {"step": step, "loss": 1 / step, "train_quarter0": math.inf})
-    whole = path.read_text()
-    path.write_text(whole + "25,0.0")
-    assert [row["step"] for row in read_losses(path)] == [5, 10, 15, 20]
-    path.write_text(whole + "10,0.7" + "," * (len(CSV_COLUMNS) - 2) + "\nnonsense\n")
-    rows = read_losses(path)
-    assert [row["step"] for row in rows] == [5, 10, 15, 20]
-    assert rows[1]["loss"] == pytest.approx(0.1)
-    assert math.isnan(rows[1]["heldout_fixed"])
-    trim_losses(path, 15)
-    assert path.read_text() == "".join(whole.splitlines(keepends=True)[:4])
-
-
 # ---- Exact ---------------------------------------------------------------------------------------
 
 
@@ -228,12 +217,12 @@ def test_interrupted_and_resumed_equals_uninterrupted(cli, tmp_path, whole, whol
 
 def assert_close_runs(a, b):
     """Within the rounding of floating-point sums that are taken in another order."""
-    tables = [load(folder / "model-16.pt")["labels"]["parameter"] for folder in (a, b)]
-    assert torch.allclose(*tables, rtol=1e-3, atol=2e-4)
-    assert tables[0].abs().min() > 0, "the labels have learned nothing"
     one, two = (load(folder / "model-16.pt")["model"] for folder in (a, b))
     for name, value in one.items():
         assert torch.allclose(value, two[name], rtol=1e-3, atol=2e-4), name
+    labels, others = (load(folder / "model-16.pt")["labels"] for folder in (a, b))
+    for name in ("embedding", "parameter", "exp_avg", "exp_avg_sq", "step"):
+        assert torch.allclose(labels[name], others[name], rtol=1e-3, atol=1e-5), name
     for row, other in zip(logged(a / "losses.csv"), logged(b / "losses.csv"), strict=True):
         assert float(row[1]) == pytest.approx(float(other[1]), rel=1e-4)
 
@@ -266,6 +255,42 @@ def test_two_processes_equal_one(cli, tiny_data, tmp_path):
     assert {p.name for p in (tmp_path / "one").iterdir()} == {
         p.name for p in (tmp_path / "two").iterdir()
     }
+
+
+def test_labels_are_clipped_with_the_rest(cli, tiny_data, tmp_path):
+    """Adam's mean of the gradients is a tenth of the first one, whose length is at most one."""
+    done = cli.run(*words(tiny_data, steps=1), cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    state = load(tmp_path / "run/model-1.pt")
+    means = [moments["exp_avg"] for moments in state["opt"]["state"].values()]
+    lengths = torch.stack([mean.norm() for mean in [*means, state["labels"]["exp_avg"]]])
+    assert lengths.norm() == pytest.approx(0.1, rel=1e-3)
+    assert lengths[-1] > 1e-5
+
+
+MACHINE = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1",
+           "MASTER_ADDR": "127.0.0.1"}  # fmt: skip
+
+
+def test_two_machines_of_which_one_holds_a_checkpoint(resume, tiny_data, tmp_path):
+    """What torchrun --nnodes 2 starts on each; one goes on alone in none of them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    (tmp_path / "other").mkdir()
+    command = [sys.executable, str(ROOT / "exercise3_train.py")]
+    command += map(str, words(tiny_data, "--resume", steps=26))
+    machines = [
+        subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True,
+                         env=os.environ | MACHINE | {"RANK": rank, "MASTER_PORT": port})
+        for rank, folder in (("0", resume[1]), ("1", tmp_path / "other"))
+    ]  # fmt: skip
+    for machine in machines:
+        _, said = machine.communicate(timeout=60)
+        assert machine.returncode == 1
+        assert "different checkpoints in run (step 24, none)" in said
+        assert "Traceback" not in said
+    assert not list((tmp_path / "other").rglob("*.pt"))
 
 
 def test_start_does_not_depend_on_the_step_resumed_at(resume):
@@ -358,6 +383,110 @@ def test_a_damaged_checkpoint_is_set_aside(resume, damage):
     assert "Resuming run/model-16.pt at step 16" in done.stdout
     assert (folder / "run/model-24.pt.damaged").read_bytes() == damaged
     assert steps_logged(folder / "run/losses.csv") == [4, 8, 12, 16, 18]
+
+
+def trainer_state(step, dim=8, **choices):
+    """A checkpoint of the library's Trainer, put together of what it puts into one."""
+    torch.manual_seed(0)
+    unet = Unet(dim=dim, dim_mults=(1, 2))
+    model = GaussianDiffusion(unet, image_size=8, **choices)
+    opt, ema = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99)), EMA(model)
+    return {"step": step, "model": model.state_dict(), "opt": opt.state_dict(),
+            "ema": ema.state_dict(), "scaler": None, "version": "2.3.4"}  # fmt: skip
+
+
+def without(state, *names):
+    return {key: value for key, value in state.items() if key not in names}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [(lambda state: state | {"notes": SimpleNamespace()}, "run code (types.SimpleNamespace)"),
+     (lambda state: without(state, "opt"), "EMA weights of a training checkpoint without opt"),
+     (lambda state: without(state, "opt", "model"), "holds EMA weights without model, opt"),
+     (lambda state: state["model"], "holds bare weights without step, model, opt, ema"),
+     (lambda _: trainer_state(25, dim=16), "(dim: 16 in the file, 8 here)"),
+     (lambda state: state | {"model": state["model"] | {"loss_weight": torch.arange(1e3)}},
+      "its loss weight fits no objective"),
+     (lambda state: state | {"opt": {}}, "its optimizer, average or labels do not"),
+     (lambda state: state | {"labels": {"names": ["a", "b"]}}, "its optimizer, average or labels")],
+)  # fmt: skip
+def test_a_whole_file_that_cannot_be_resumed_keeps_its_name(resume, change, sentence):
+    run, folder = resume
+    path = folder / "run/model-25.pt"
+    torch.save(change(load(folder / "run/model-24.pt") | {"step": 25}), path)
+    before = path.read_bytes()
+    done = run(26)
+    assert done.code == 1
+    assert sentence in done.sentence
+    assert "run/model-25.pt" in done.sentence
+    assert path.read_bytes() == before
+    assert [p.name for p in checkpoints(folder / "run")][1:] == ["model-24.pt", "model-25.pt"]
+
+
+def test_files_that_are_not_numbered_are_named(cli, tiny_data, tmp_path):
+    """Without a numbered one beside them there is nothing to go on from."""
+    (tmp_path / "run").mkdir()
+    for name in ("model-latest.pt", "model-best.pt"):
+        torch.save(trainer_state(7), tmp_path / "run" / name)
+    done = cli.run(*words(tiny_data, "--resume"), cwd=tmp_path)
+    assert done.code == 1
+    for text in ("run holds no model-STEP.pt, but model-best.pt, model-latest.pt", "rename the one",
+                 "--init-weights"):  # fmt: skip
+        assert text in done.sentence
+
+
+def test_a_file_decides_what_the_network_predicts(cli, tiny_data, tmp_path):
+    """Resumed or begun from; what was typed must agree. The library's own files stay, too."""
+    (tmp_path / "run").mkdir()
+    process = {"objective": "pred_noise", "beta_schedule": "linear", "timesteps": 100}
+    for name, step in {"model-1.pt": 40, "model-2.pt": 10, "model-3.pt": 20}.items():
+        torch.save(trainer_state(step, **process), tmp_path / "run" / name)
+    shutil.copy(tmp_path / "run/model-1.pt", tmp_path / "theirs.pt")
+    for results, step, more, typed, sentence in (
+        ("run", 43, ["--resume"], ["--objective", "pred_v"],
+         "objective: pred_noise in the file, pred_v here"),
+        ("new", 3, ["--init-weights", "theirs.pt"], ["--schedule", "cosine"],
+         "schedule: linear in the file, cosine here"),
+    ):  # fmt: skip
+        done = cli.run(*words(tiny_data, *more, *typed, results=results), cwd=tmp_path)
+        assert done.code == 1
+        assert sentence in done.sentence
+        command = words(tiny_data, *more, steps=step, save_every=1, results=results)
+        done = cli.run(*command, cwd=tmp_path)
+        assert done.code == 0, done.stderr
+        assert "pred_noise, linear schedule" in done.stdout
+        state = load(tmp_path / f"{results}/model-{step}.pt")
+        assert torch.equal(state["model"]["betas"], linear_beta_schedule(100).float())
+        said = {key: state["config"][key] for key in ("objective", "schedule", "timesteps")}
+        assert said == {"objective": "pred_noise", "schedule": "linear", "timesteps": 100}
+        made = [f"model-{step - 1}.pt", f"model-{step}.pt"]
+        theirs = ["model-1.pt", "model-2.pt", "model-3.pt"] if results == "run" else []
+        assert [p.name for p in checkpoints(tmp_path / results)] == theirs + made
+
+
+def test_the_names_of_a_compiler_are_taken_off(resume):
+    """On the way in, so that what is saved next is as the library knows it."""
+    run, folder = resume
+    state = load(folder / "run/model-24.pt")
+    whole = {part: state[part].keys() for part in ("model", "ema")}
+    for part in whole:
+        state[part] = {key.replace("model.init", "model._orig_mod.init").replace(
+            "downs.", "_orig_mod.downs."): value for key, value in state[part].items()}  # fmt: skip
+        assert state[part].keys() != whole[part]
+    torch.save(state, folder / "run/model-24.pt")
+    assert run(26).code == 0
+    resumed = load(folder / "run/model-26.pt")
+    assert {part: resumed[part].keys() for part in whole} == whole
+
+
+def test_a_bad_label_table_is_not_written(tmp_path):
+    diffusion = build_diffusion(8, (1, 2), labels=("a", "b"))
+    diffusion.label_table.data[1] = math.nan
+    options = SimpleNamespace(results_dir=tmp_path, lr=1e-3)
+    with pytest.raises(UserError, match="weights after step 7 are not finite"):
+        save_checkpoint(SimpleNamespace(diffusion=diffusion, step=7, options=options))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_good_checkpoint_is_one_sentence(cli, tiny_data, tmp_path):
@@ -468,13 +597,13 @@ def test_what_a_user_keeps_beside_checkpoints_stays(cli, tiny_data, whole_run, t
 def test_other_settings_are_refused(resume):
     run, folder = resume
     for more, named in (
-        (["--dim", 16], "dim: 8 then, 16 now"),
-        (["--batch-size", 16], "effective batch: 8 then, 16 now"),
-        (["--schedule", "linear"], "schedule: sigmoid then, linear now"),
-        (["--objective", "pred_noise"], "objective: pred_v then, pred_noise now"),
-        (["--loss-weight", "simple"], "loss weight: min5 then, simple now"),
-        (["--image-size", 16], "image size: 8 then, 16 now"),
-        (["--seed", 1], "seed: 42 then, 1 now"),
+        (["--dim", 16], "dim: 8 in the file, 16 here"),
+        (["--batch-size", 16], "effective_batch: 8 in the file, 16 here"),
+        (["--schedule", "linear"], "schedule: sigmoid in the file, linear here"),
+        (["--objective", "pred_noise"], "objective: pred_v in the file, pred_noise here"),
+        (["--loss-weight", "simple"], "loss_weight: min5 in the file, simple here"),
+        (["--image-size", 16], "image_size: 8 in the file, 16 here"),
+        (["--seed", 1], "seed: 42 in the file, 1 here"),
     ):
         done = run(40, *more)
         assert done.code == 1
@@ -641,7 +770,7 @@ def test_crops_are_trained_and_carried_into_the_full_size(cli, tmp_path):
     done = cli.run(
         *words(data, "--image-size", 16, "--resume", steps=12, results="crops"), cwd=tmp_path
     )
-    assert "image size: 8 then, 16 now" in done.sentence
+    assert "image_size: 8 in the file, 16 here" in done.sentence
     whole = ["--image-size", 16, "--init-weights", "crops.pt"]
     done = cli.run(*words(data, *whole, steps=4, results="whole"), cwd=tmp_path)
     assert done.code == 0, done.stderr
@@ -654,15 +783,19 @@ def test_crops_are_trained_and_carried_into_the_full_size(cli, tmp_path):
 
 def test_initial_weights_of_another_width_are_refused(cli, tiny_data, whole_run, tmp_path):
     weights = whole_run[0] / "run.pt"
-    done = cli.run(*words(tiny_data, "--init-weights", weights, "--dim", 16), cwd=tmp_path)
-    assert done.code == 1
-    assert "run.pt holds a network of width 8 x (1, 2) with 3 channels" in done.sentence
-    assert "this run's is 16 x (1, 2) with 3 channels" in done.sentence
-    grey = tmp_path / "grey.pt"
-    torch.save(build_diffusion(8, (1, 2), channels=1, image_size=8).state_dict(), grey)
-    done = cli.run(*words(tiny_data, "--init-weights", grey), cwd=tmp_path)
-    assert done.code == 1
-    assert "8 x (1, 2) with 1 channels" in done.sentence
+    for name, state, words_of_it in (
+        ("run.pt", load(weights), "dim: 8 in the file, 16 here"),
+        ("grey.pt", build_diffusion(8, (1, 2), 1).state_dict(), "channels: 1 in the file, 3 here"),
+        ("self.pt", Unet(8, dim_mults=(1, 2), self_condition=True).state_dict(),
+         "self_condition: True in the file, False here"),
+    ):  # fmt: skip
+        torch.save(state, tmp_path / name)
+        dim = 16 if name == "run.pt" else 8
+        done = cli.run(*words(tiny_data, "--init-weights", name, "--dim", dim), cwd=tmp_path)
+        assert done.code == 1
+        assert f"{name} holds another network ({words_of_it})" in done.sentence.replace(
+            f"The weights in {name} belong to", f"{name} holds"
+        )
 
 
 # ---- Slow ----------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def test_it_is_the_courses_network(loaded):
     _, facts = loaded
     assert facts.parameters == 35_711_491
     assert (facts.dim, facts.dim_mults, facts.channels) == (64, (1, 2, 4, 8), 3)
-    assert (facts.objective, facts.beta_schedule) == ("pred_v", "sigmoid")
+    assert (facts.objective, facts.schedule) == ("pred_v", "sigmoid")
     assert (facts.timesteps, facts.image_size) == (1000, 64)
     assert facts.assumed == ()
     assert facts.labels == tuple(sorted(TRADITIONS))

@@ -88,7 +88,7 @@ def time_stock(weights, device, options):
     diffusion, facts = load_weights(weights)
     stock = GaussianDiffusion(
         diffusion.model, image_size=diffusion.image_size, timesteps=facts.timesteps,
-        objective=facts.objective, beta_schedule=facts.beta_schedule,
+        objective=facts.objective, beta_schedule=facts.schedule,
         sampling_timesteps=options.stock_evaluations,
     ).to(device)  # fmt: skip
     if device.type == "cuda":

@@ -62,6 +62,8 @@ def our_variant(args, device, folder, precision, compiled):
         dim_mults=args.dim_mults, schedule="sigmoid", objective="pred_v", loss_weight="min5",
         steps=exercise3.TRAIN_STEPS, batch_size=args.batch_size,
         gradient_accumulate=1, lr=2e-4, lr_final=None, warmup=0, init_weights=None, crop=None,
+        channels=3,
+        timesteps=exercise3.TIMESTEPS,
         seed=exercise3.RANDOM_SEED, precision=precision, results_dir=Path(folder),
     )  # fmt: skip
     exercise3.data.read_heldout = lambda *_: None  # not part of what is timed
