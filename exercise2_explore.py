@@ -15,18 +15,23 @@
 # ///
 """Exercise 2 (modify): take the diffusion process apart and look at every piece.
 
-    python exercise2_explore.py                     all five parts, some 15 minutes on two cores
+    python exercise2_explore.py                     all parts, some 20 minutes on two cores
     python exercise2_explore.py --part c d          some of them; these two take seconds
     python exercise2_explore.py --part b --seed 7   another fabric
+    python exercise2_explore.py --part f --picture my.jpg --mask keep.png --label kente
 
     a  the same noise, drawn in more and more steps     exercise2_sampling_comparison.png
     b  reverse denoising: from noise to a fabric        reverse_diffusion_demo.png, .gif
     c  forward diffusion: from a fabric to noise        forward_diffusion_demo.png, .gif
     d  three noise schedules beside each other          noise_schedule_comparison.png
     e  a morph through five fabrics, in a loop          ddpm_fabric_morph.gif, .mp4
+    f  steering by guidance, from a given picture       guidance_demo.png, sdedit_demo.png
+       around a region that stays, to a colour          inpainting_demo.png, colour_demo.png
+       by a classifier, to cloth without seams          classifier_demo.png, tile_demo.png
+    g  the perfect memory, which needs no network       ideal_denoiser_demo.png
 
-Beside each figure stands a .json of the same name with the numbers in it. Parts c and d take a
-fabric from the data folder; where there is none, one that the network has drawn.
+Beside each figure stands a .json of the same name with the numbers in it. Parts c, d and f take a
+fabric from the data folder (f: or --picture); where there is none, one that the network has drawn.
 """
 
 from __future__ import annotations
@@ -35,8 +40,9 @@ import argparse
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -46,12 +52,13 @@ from denoising_diffusion_pytorch import GaussianDiffusion
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_basics import figures, hardware, sampling
+from ddpm_basics import data, figures, hardware, sampling, steering
 from ddpm_basics.console import duration, run_command
+from ddpm_basics.fabrics.drawing import TRADITIONS
 from ddpm_basics.files import check_folder, write_json
 from ddpm_basics.images import decode, find_images, from_picture
 from ddpm_basics.model import build_diffusion, label_vectors
-from ddpm_basics.options import explore_options
+from ddpm_basics.options import choose_shown, explore_options
 from ddpm_basics.weight_files import load_weights
 
 RANDOM_SEED = 42  # decides the noise that fabrics grow out of, and which training fabric is shown
@@ -75,6 +82,21 @@ MORPH_FABRICS = 5
 MORPH_STEPS = 15  # DPM-Solver++ steps for each frame
 MORPH_FRAMES = 24  # from one fabric to the next
 MORPH_PIXELS = 192  # per side of the films
+
+# Part f
+GUIDANCES = (0, 1, 2, 3, 5)  # w
+SHOWN_LABELS = ("adinkra", "kente", "ndebele", "wax_print")  # unless --label names others
+STRENGTHS = (0.2, 0.4, 0.6, 0.8, 0.9)  # how far a picture is noised, as a share of all timesteps
+REGION_STEPS = 30  # ancestral steps around a region that is kept
+REGION_ROUNDS = 4  # how often each of them is taken
+COLOUR = (0.75, 0.3, 0.2)  # red, green, blue
+COLOUR_WEIGHTS = (0, 1, 3, 10, 30)  # how much it counts
+CLASSIFIER_WEIGHT = 20.0  # how much its gradient counts
+CLASSIFIED_FABRICS = 24
+
+# Part g
+COUNTED_FABRICS = 100  # of which copies are counted
+
 BATCH_SIZE = {"cpu": 4, "mps": 16, "cuda": 64}  # frames the network sees at once
 
 DATA = "african_fabric_processed"
@@ -88,67 +110,81 @@ class Lab:
     diffusion: GaussianDiffusion
     device: torch.device
     precision: str
+    levels: sampling.Levels
     noise: Tensor  # x_T [n, c, h, w] of the first fabrics from --seed on
     labels: Tensor | None  # [n, 4 dim], the traditions in turn; None where the network knows none
 
-    def first(self, count: int) -> tuple[Tensor, Tensor | None]:
-        """Return noise and labels of the first fabrics."""
-        return self.noise[:count], None if self.labels is None else self.labels[:count]
+    def first(self, count: int, guidance: float = GUIDANCE) -> tuple[Tensor, steering.Ask]:
+        """Return the noise of the first fabrics, and who guesses x_0 with their labels."""
+        labels = None if self.labels is None else self.labels[:count]
+        return self.noise[:count], partial(guess, self, labels, guidance)
 
 
-@torch.inference_mode()
+def guess(lab: Lab, labels: Tensor | None, guidance: float, x_t: Tensor, t: int) -> Tensor:
+    """Ask the network for x_0."""
+    with hardware.autocast(lab.device, lab.precision):
+        return sampling.predict_x_0(lab.diffusion, lab.levels, x_t, t, labels, guidance)
+
+
+@torch.no_grad()
 def walk(
-    lab: Lab, sampler: str, x_T: Tensor, labels: Tensor | None, steps: int
+    lab: Lab, sampler: str, x_t: Tensor, ask: steering.Ask, steps: int, start: int | None = None
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Walk from the noise x_T to images; yield t, x_t and the guess of x_0 at every step."""
-    levels = sampling.noise_levels(lab.diffusion)
+    """Walk from noise, or from x_t at t = start; yield t, x_t and the guess of x_0 at every step.
+
+    ask is what makes the guess: the network, or someone who changes its answer.
+    """
     spread = sampling.log_snr_times if sampler == "dpmpp" else sampling.even_times
-    x_t, past = x_T.to(lab.device), []
-    for t, s in pairwise(spread(levels, steps)):
-        with hardware.autocast(lab.device, lab.precision):
-            x_0 = sampling.predict_x_0(lab.diffusion, levels, x_t, t, labels, GUIDANCE)
+    x_t, past = x_t.to(lab.device), []
+    for t, s in pairwise(spread(lab.levels, steps, start)):
+        x_0 = ask(x_t, t)
         yield t, x_t, x_0
         if sampler == "ddim":
-            x_t = sampling.ddim_step(levels, x_t, x_0, t, s)
+            x_t = sampling.ddim_step(lab.levels, x_t, x_0, t, s)
         else:
-            x_t = sampling.dpmpp_step(levels, x_t, x_0, t, s, past)
+            x_t = sampling.dpmpp_step(lab.levels, x_t, x_0, t, s, past)
             past = [(x_0, t), *past[:1]]
 
 
 def draw(
-    lab: Lab, sampler: str, x_T: Tensor, labels: Tensor | None, steps: int, bar: tqdm
-) -> Tensor:
-    """Draw the fabrics [n, c, h, w] in [0, 1] that grow out of x_T."""
-    for _, _, x_0 in walk(lab, sampler, x_T, labels, steps):
-        bar.update(len(x_0))
+    lab: Lab, sampler: str, x_t: Tensor, ask: steering.Ask, steps: int, bar: tqdm | None = None,
+    start: int | None = None,
+) -> Tensor:  # fmt: skip
+    """Draw the fabrics [n, c, h, w] in [0, 1] that grow out of noise, or out of x_t at `start`."""
+    x_0 = x_t
+    for _, _, x_0 in walk(lab, sampler, x_t, ask, steps, start):
+        if bar is not None:
+            bar.update(len(x_0))
     return figures.pixels(x_0)
 
 
 def find_fabric(lab: Lab) -> tuple[Tensor, str]:
     """Return a fabric [1, c, h, w] in [-1, 1] and where it is from: the data, or the network."""
-    folder, seed = lab.options.data, lab.options.seed
-    if folder.exists() and (paths := find_images(folder)[0]):
+    folder, seed, path = lab.options.data, lab.options.seed, lab.options.picture
+    if not path and folder.exists() and (paths := find_images(folder)[0]):
         path = random.Random(seed).choice(paths)
-        fabric = torch.from_numpy(from_picture(decode(path, 64)))[None]
+    if path:
+        _, channels, _, side = lab.noise.shape
+        fabric = torch.from_numpy(from_picture(decode(path, side, channels)))[None]
         return fabric * 2 - 1, str(path)
     print(f"{folder} holds no fabrics ('python -m ddpm_basics.fabrics' draws some): drawing one.")
-    noise, labels = lab.first(1)
-    *_, (_, _, x_0) = walk(lab, "dpmpp", noise, labels, SAMPLING_STEPS["dpmpp"])
+    noise, ask = lab.first(1)
+    *_, (_, _, x_0) = walk(lab, "dpmpp", noise, ask, SAMPLING_STEPS["dpmpp"])
     return x_0.cpu(), f"drawn by the network from seed {seed}"
 
 
 def part_a(lab: Lab, path: Path) -> dict[str, Any]:
     """Draw the same noise with both samplers in more and more steps; measure time and distance."""
-    (x_T, labels), timesteps = lab.first(NUM_SAMPLES), lab.diffusion.num_timesteps
-    sampling.check_steps(timesteps, max([*STEP_COUNTS, *FAST_STEP_COUNTS]))
+    (x_T, ask), timesteps = lab.first(NUM_SAMPLES), lab.diffusion.num_timesteps
     counts = dict.fromkeys([timesteps, *STEP_COUNTS])  # the reference first, and only once
     plan = [("ddim", n) for n in counts] + [("dpmpp", n) for n in FAST_STEP_COUNTS]
+    plan = [(sampler, n) for sampler, n in plan if n <= timesteps]
     drawings = []
     with tqdm(total=sum(steps for _, steps in plan) * NUM_SAMPLES, desc="a", unit="step") as bar:
-        draw(lab, "ddim", x_T, labels, 1, tqdm(disable=True))  # the first is slow
+        draw(lab, "ddim", x_T, ask, 1)  # the first is slow
         for sampler, steps in plan:
             started = time.perf_counter()
-            images = draw(lab, sampler, x_T, labels, steps, bar)
+            images = draw(lab, sampler, x_T, ask, steps, bar)
             seconds = (time.perf_counter() - started) / NUM_SAMPLES
             apart = figures.distance(images, drawings[0].images) if drawings else 0.0
             drawings.append(figures.Drawing(sampler, steps, seconds, images, apart))
@@ -172,22 +208,14 @@ def part_b(lab: Lab, path: Path) -> dict[str, Any]:
     return {"steps": len(frames), "captured": numbers}
 
 
-def add_noise(
-    process: GaussianDiffusion, x_0: Tensor, seed: int, times: Sequence[int]
-) -> dict[int, Tensor]:
-    """Return {t: x_t} of one fabric and one noise: any t in a single step (Ho 2020, eq. 4)."""
-    noise, _ = sampling.starting_noise([seed], x_0.shape[1:])
-    return {t: process.q_sample(x_0, torch.tensor([t]), noise)[0] for t in times}
-
-
 def part_c(lab: Lab, path: Path) -> dict[str, Any]:
     """Watch a fabric drown in noise, in a figure and a film."""
     x_0, source = find_fabric(lab)
     process = build_diffusion(dim=8, dim_mults=(1,), beta_schedule=SCHEDULE)  # network unused
-    figures.plot_forward(
-        path, process, add_noise(process, x_0, lab.options.seed, FORWARD_TIMESTEPS)
-    )
-    film = add_noise(process, x_0, lab.options.seed, [*range(0, 1000, 20), 999])
+    # Any t in a single step (Ho 2020, equation 4), all with the same noise.
+    mix = partial(steering.noised, sampling.noise_levels(process), x_0, noise=lab.noise[:1])
+    figures.plot_forward(path, process, {t: mix(t)[0] for t in FORWARD_TIMESTEPS})
+    film = {t: mix(t)[0] for t in [*range(0, 1000, 20), 999]}
     figures.film_forward(path.with_suffix(".gif"), process, film)
     rows = figures.levels_at(process, FORWARD_TIMESTEPS)
     return {"schedule": SCHEDULE, "fabric": source, "captured": rows}
@@ -197,41 +225,30 @@ def part_d(lab: Lab, path: Path) -> dict[str, Any]:
     """Compare three noise schedules, by their curves and by what they make of one fabric."""
     x_0, source = find_fabric(lab)
     processes = {name: build_diffusion(8, (1,), beta_schedule=name) for name in sampling.SCHEDULES}
-    noised = {name: add_noise(process, x_0, lab.options.seed, FORWARD_TIMESTEPS)
-              for name, process in processes.items()}  # fmt: skip
+    levels = {name: sampling.noise_levels(process) for name, process in processes.items()}
+    noised = {name: {t: steering.noised(own, x_0, t, lab.noise[:1])[0] for t in FORWARD_TIMESTEPS}
+              for name, own in levels.items()}  # fmt: skip
     figures.plot_schedules(path, processes, noised)
     times = sorted({*FORWARD_TIMESTEPS, 499})
     rows = {name: figures.levels_at(process, times) for name, process in processes.items()}
     return {"fabric": source, **rows}
 
 
-def slerp(start: Tensor, end: Tensor, fraction: float) -> Tensor:
-    """Walk the great circle from one noise [c, h, w] to another (Shoemake 1985).
-
-    Noise in d dimensions has a length near sqrt(d). A straight line between two of them passes
-    through shorter vectors, which are unlike any noise the network has seen.
-    """
-    cosine = (start * end).sum() / (start.norm() * end.norm())
-    angle = cosine.clamp(-1, 1).acos()
-    return (((1 - fraction) * angle).sin() * start + (fraction * angle).sin() * end) / angle.sin()
-
-
 def part_e(lab: Lab, path: Path) -> dict[str, Any]:
     """Draw a loop through five fabrics, in even steps from noise to noise and label to label."""
-    noise, labels = lab.first(MORPH_FABRICS)
+    noise, labels, film = lab.noise, lab.labels, figures.announce_film()
     fractions = torch.arange(MORPH_FRAMES) / MORPH_FRAMES
     drawn: list[Tensor] = []
     with tqdm(total=MORPH_FABRICS * MORPH_FRAMES * MORPH_STEPS, unit="step", desc="e") as bar:
         for i in range(MORPH_FABRICS):
             j = (i + 1) % MORPH_FABRICS
             for part in fractions.split(BATCH_SIZE[lab.device.type]):
-                x_T = torch.stack([slerp(noise[i], noise[j], f) for f in part])
-                told = labels
-                if told is not None:
-                    told = torch.lerp(told[i], told[j], part[:, None])
-                drawn.append(draw(lab, "dpmpp", x_T, told, MORPH_STEPS, bar))
+                x_T = torch.stack([sampling.slerp(noise[i], noise[j], f) for f in part])
+                told = None if labels is None else torch.lerp(labels[i], labels[j], part[:, None])
+                ask = partial(guess, lab, told, GUIDANCE)
+                drawn.append(draw(lab, "dpmpp", x_T, ask, MORPH_STEPS, bar))
     frames = torch.cat(drawn)
-    figures.film_morph(path, frames, MORPH_PIXELS, 60)
+    figures.film_morph(path, frames, MORPH_PIXELS, 60, film)
     change = [figures.distance(a, b) for a, b in pairwise([*frames, frames[0]])]
     fabrics = frames[::MORPH_FRAMES]
     return {"fabrics": MORPH_FABRICS, "frames": len(frames), "steps_per_frame": MORPH_STEPS,
@@ -239,13 +256,150 @@ def part_e(lab: Lab, path: Path) -> dict[str, Any]:
             "fabrics_apart": figures.distance(fabrics, fabrics.roll(1, 0))}  # fmt: skip
 
 
-PARTS = {  # a part draws the figure it is given the path of, and returns the numbers in it
-    "a": (part_a, "exercise2_sampling_comparison.png"),
-    "b": (part_b, "reverse_diffusion_demo.png"),
-    "c": (part_c, "forward_diffusion_demo.png"),
-    "d": (part_d, "noise_schedule_comparison.png"),
-    "e": (part_e, "ddpm_fabric_morph.gif"),
-}
+def steer_by_guidance(lab: Lab, path: Path) -> dict[str, Any]:
+    """Draw one noise as several labels, with more and more of them (Ho & Salimans 2022)."""
+    names, steps = lab.options.label, SAMPLING_STEPS["dpmpp"]
+    x_T = lab.noise[:1].expand(len(names), -1, -1, -1)
+    labels = label_vectors(lab.diffusion, names, range(len(names)))
+    drawn = torch.stack([draw(lab, "dpmpp", x_T, partial(guess, lab, labels, w), steps)
+                         for w in tqdm(GUIDANCES, "f, guidance")], 1)  # fmt: skip
+    columns, rows = [f"w = {w}" for w in GUIDANCES], dict(zip(names, drawn, strict=True))
+    figures.plot_rows(path, "One noise, and more and more of a label", columns, rows)
+    ends = ((drawn == 0) | (drawn == 1)).float()  # black or full in a channel
+    return {"labels": names, "guidance": GUIDANCES, "at_the_ends": ends.mean((0, 2, 3, 4)).tolist(),
+            "contrast": drawn.std((3, 4)).mean((0, 2)).tolist()}  # fmt: skip
+
+
+def steer_a_picture(lab: Lab, path: Path) -> dict[str, Any]:
+    """Noise a picture, and walk back from there with other labels (SDEdit, Meng 2022)."""
+    (x_0, source), names = find_fabric(lab), lab.options.label
+    ask = partial(guess, lab, label_vectors(lab.diffusion, names, range(len(names))), GUIDANCE)
+    drawn = [figures.pixels(x_0).expand(len(names), -1, -1, -1)]
+    for strength in tqdm(STRENGTHS, "f, picture"):
+        start = round(strength * lab.diffusion.num_timesteps) - 1  # t counts from 0
+        x_t = steering.noised(lab.levels, x_0, start, lab.noise[:1]).expand_as(drawn[0])
+        drawn.append(draw(lab, "dpmpp", x_t, ask, min(MORPH_STEPS, start + 1), start=start))
+    columns = ["the picture", *(f"strength {strength:g}" for strength in STRENGTHS)]
+    rows = dict(zip(names, torch.stack(drawn, 1), strict=True))
+    figures.plot_rows(path, "The same cloth, as another tradition", columns, rows)
+    return {"picture": source, "labels": names, "strengths": STRENGTHS,
+            "distance": [figures.distance(images, drawn[0]) for images in drawn[1:]]}  # fmt: skip
+
+
+@torch.no_grad()
+def draw_around(lab: Lab, x_0: Tensor, mask: Tensor, ask: steering.Ask, rounds: int) -> Tensor:
+    """Draw what a mask leaves open of pictures x_0, and take each step in several rounds."""
+    seeds = range(lab.options.seed, lab.options.seed + len(x_0))
+    x_t, generators = sampling.starting_noise(seeds, x_0.shape[1:])
+    x_0, mask, x_t = (tensor.to(lab.device) for tensor in (x_0, mask, x_t))
+    for t, s in pairwise(sampling.even_times(lab.levels, REGION_STEPS)):
+        for rounds_left in reversed(range(rounds)):
+            x_s = sampling.ancestral_step(lab.levels, x_t, ask(x_t, t), t, s, generators)
+            x_s = steering.keep_region(lab.levels, x_s, x_0, mask, s, generators)
+            x_t = steering.noise_again(lab.levels, x_s, s, t, generators) if rounds_left else x_s
+    return x_t.cpu()
+
+
+def steer_a_region(lab: Lab, path: Path) -> dict[str, Any]:
+    """Keep half a fabric, a frame, or what --mask keeps, and draw the rest (RePaint)."""
+    x_0, source = find_fabric(lab)
+    label = [name for name in lab.diffusion.label_names if name == Path(source).parent.name]
+    ask = partial(guess, lab, label_vectors(lab.diffusion, label, [0]), 1.0)
+    columns = ["kept", "steps taken once", f"steps taken {REGION_ROUNDS} times", "the picture"]
+    rows, contrasts = {}, {}
+    masks = steering.read_masks(x_0.shape[-1], lab.options.mask)
+    for name, mask in tqdm(masks.items(), "f, region"):
+        drawn = [draw_around(lab, x_0, mask, ask, rounds) for rounds in (1, REGION_ROUNDS)]
+        kept = torch.where(mask, x_0, torch.ones(()))
+        rows[name] = figures.pixels(torch.cat([kept, *drawn, x_0]))
+        borders = [steering.border_contrast(image, mask) for image in (*drawn, x_0)]
+        contrasts[name] = dict(zip(columns[1:], borders, strict=True))
+    figures.plot_rows(path, "What is kept, and what is drawn around it", columns, rows)
+    return {"picture": source, "label": label, "rounds": REGION_ROUNDS,
+            "contrast_at_the_border": contrasts}  # fmt: skip
+
+
+def steer_to_a_colour(lab: Lab, path: Path) -> dict[str, Any]:
+    """Pull the guess of x_0 to a mean colour, by a gradient that runs through the network."""
+    (x_T, ask), steps = lab.first(3, guidance=1.0), SAMPLING_STEPS["dpmpp"]
+    colour = torch.tensor(COLOUR[: x_T.shape[1]])
+    score = partial(steering.colour_log_p, 2 * colour.to(lab.device) - 1)
+    drawn = [draw(lab, "dpmpp", x_T, partial(steering.pull, ask, score, weight, lab.levels), steps)
+             for weight in tqdm(COLOUR_WEIGHTS, "f, colour")]  # fmt: skip
+    wanted = colour[:, None, None].expand_as(x_T)
+    columns = [*(f"weight {weight}" for weight in COLOUR_WEIGHTS), "the colour"]
+    figures.plot_rows(path, "Pulled to a colour", columns, torch.stack([*drawn, wanted], 1))
+    errors = [figures.distance(images.mean((2, 3)), wanted[..., 0, 0]) for images in drawn]
+    return {"colour": COLOUR, "weights": COLOUR_WEIGHTS, "distance_of_mean_colour": errors}
+
+
+def steer_by_a_classifier(lab: Lab, path: Path) -> dict[str, Any]:
+    """Ask for labels by a classifier's gradient, and by the network's own guidance."""
+    cache, side = lab.options.output_dir / ".cache", lab.noise.shape[-1]
+    noised, judge = steering.tradition_classifiers(cache, lab.levels, side, lab.device)
+    x_T, plain = lab.noise[:CLASSIFIED_FABRICS], partial(guess, lab, None, 1.0)
+    wanted = torch.arange(len(x_T)) % len(judge.names)
+    score = partial(steering.label_log_p, noised, wanted)
+    labels = label_vectors(lab.diffusion, judge.names, range(len(x_T)))
+    ways = {"no label": plain,
+            "classifier": partial(steering.pull, plain, score, CLASSIFIER_WEIGHT, lab.levels),
+            "classifier-free": partial(guess, lab, labels, GUIDANCE)}  # fmt: skip
+    rows, recognised = {}, []
+    for way, ask in tqdm(ways.items(), "f, classifier"):
+        drawn = draw(lab, "dpmpp", x_T, ask, MORPH_STEPS)
+        rows[way], taken_for = drawn[:6], judge(drawn.to(lab.device)).argmax(1).cpu()
+        recognised.append((taken_for == wanted).float().mean().item())
+    figures.plot_rows(
+        path, "A label by a classifier's gradient, and without", judge.names[:6], rows
+    )
+    return {"fabrics": len(x_T), "ways": [*ways], "recognised": recognised}
+
+
+def steer_without_seams(lab: Lab, path: Path) -> dict[str, Any]:
+    """Roll x_t by a random offset before each step, so that no edge can settle."""
+    x_T, ask = lab.first(2)
+    rolled = partial(steering.rolled, ask, torch.Generator().manual_seed(lab.options.seed))
+    drawn = [draw(lab, "dpmpp", x_T, asked, SAMPLING_STEPS["dpmpp"])
+             for asked in tqdm((ask, rolled), "f, seams")]  # fmt: skip
+    names, tiles = ["ordinary", "rolled at every step"], torch.stack(drawn, 1)
+    figures.plot_rows(path, "Nine tiles of one fabric", names, tiles.repeat(1, 1, 1, 3, 3))
+    return {"cloth": names, "contrast_at_the_seam": [*map(steering.seam_contrast, drawn)]}
+
+
+def part_g(lab: Lab, path: Path) -> dict[str, Any]:
+    """Draw with the best denoiser for exactly the training images, and with the network."""
+    data.provide(lab.options.data)
+    _, channels, _, side = lab.noise.shape
+    images = data.read_images(lab.options.data, side, channels)[0].images
+    known = (images.float() / 127.5 - 1).to(lab.device)
+    ways = {"memory": partial(steering.ideal_x_0, known, lab.levels),
+            "network": partial(guess, lab, None, 1.0)}  # fmt: skip
+    rows, copies = {}, {}
+    for way, ask in ways.items():
+        batches = lab.noise[:COUNTED_FABRICS].split(BATCH_SIZE[lab.device.type])
+        drawn = torch.cat([draw(lab, "dpmpp", x_T, ask, SAMPLING_STEPS["dpmpp"])
+                           for x_T in tqdm(batches, f"g, {way}")])  # fmt: skip
+        nearest, copied = steering.nearest(drawn, images)
+        rows |= {way: drawn[:5], f"nearest to {way}": nearest[:5]}
+        copies[way] = copied.float().mean().item()
+    figures.plot_rows(path, "Perfect memory", [f"noise {i + 1}" for i in range(5)], rows)
+    return {"images": len(images), "fabrics": COUNTED_FABRICS, "copies": copies}
+
+
+PARTS = [  # what draws a figure and returns the numbers in it, and what the network must know
+    ("a", part_a, "exercise2_sampling_comparison.png"),
+    ("b", part_b, "reverse_diffusion_demo.png"),
+    ("c", part_c, "forward_diffusion_demo.png"),
+    ("d", part_d, "noise_schedule_comparison.png"),
+    ("e", part_e, "ddpm_fabric_morph.gif"),
+    ("f", steer_by_guidance, "guidance_demo.png", "labels"),
+    ("f", steer_a_picture, "sdedit_demo.png", "labels"),
+    ("f", steer_a_region, "inpainting_demo.png"),
+    ("f", steer_to_a_colour, "colour_demo.png"),
+    ("f", steer_by_a_classifier, "classifier_demo.png", "the twelve traditions in colour"),
+    ("f", steer_without_seams, "tile_demo.png"),
+    ("g", part_g, "ideal_denoiser_demo.png"),
+]
 
 
 def explore(options: argparse.Namespace) -> None:
@@ -257,13 +411,22 @@ def explore(options: argparse.Namespace) -> None:
     print(f"{facts.describe(options.weights)}; on {hardware.describe(device)} in {precision}")
     hardware.prepare_to_sample(diffusion, device, precision)
     check_folder(options.output_dir)
-    seeds = range(options.seed, options.seed + max(NUM_SAMPLES, MORPH_FABRICS))
+    options.label = choose_shown(options, facts.labels, SHOWN_LABELS)
+    count = max(NUM_SAMPLES, MORPH_FABRICS, CLASSIFIED_FABRICS, COUNTED_FABRICS)
+    seeds = range(options.seed, options.seed + count)
     noise, _ = sampling.starting_noise(seeds, (diffusion.channels, *diffusion.image_size))
-    labels = label_vectors(diffusion, facts.labels, range(len(seeds)))
-    lab = Lab(options, diffusion, device, precision, noise, labels)
-    for part in sorted(set(options.part)):
-        begun = time.perf_counter()
-        work, path = PARTS[part][0], options.output_dir / PARTS[part][1]
+    labels = label_vectors(diffusion, facts.labels, range(count))
+    levels = sampling.noise_levels(diffusion)
+    lab = Lab(options, diffusion, device, precision, levels, noise, labels)
+    ours = set(TRADITIONS) <= {*facts.labels} and diffusion.channels == 3
+    there = {"labels": bool(facts.labels), "the twelve traditions in colour": ours}
+    for part, work, name, *needed in PARTS:
+        if part not in options.part:
+            continue
+        if not all(there[what] for what in needed):
+            print(f"Part {part}: left out {name}, as {options.weights} does not know {needed[0]}.")
+            continue
+        begun, path = time.perf_counter(), options.output_dir / name
         numbers, seconds = work(lab, path), time.perf_counter() - begun
         record = {"seed": options.seed, "device": hardware.describe(device), "precision": precision}
         write_json(path.with_suffix(".json"), {**record, **numbers, "seconds": seconds})
@@ -274,9 +437,8 @@ def explore(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the exercise; return the exit code."""
-    options = explore_options(
-        argv, __doc__.split("\n\n")[0], parts=PARTS, seed=RANDOM_SEED, data=DATA
-    )
+    parts, about = sorted({row[0] for row in PARTS}), __doc__.split("\n\n")[0]
+    options = explore_options(argv, about, parts=parts, seed=RANDOM_SEED, data=DATA)
     return run_command(
         lambda: explore(options),
         after_interrupt=f"The parts that were finished are in {options.output_dir}.",

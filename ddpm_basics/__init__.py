@@ -3,6 +3,7 @@
 model          the U-Net and the diffusion process
 weight_files   read and written: what they must contain
 sampling       noise levels, lists of times, the guess of x_0, three step rules
+steering       half-noised starts, kept regions, pulls, cloth without seams; the perfect memory
 training       one step: random numbers, loss weights, learning rate, average of the weights, norms
 data           the training images: drawn where they are missing, looked through, read
 runs           a training run: its state, the settings it leaves on the disk, its final weights

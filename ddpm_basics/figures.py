@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import gc
 import math
+import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+if "IPython" not in sys.modules:  # a shell may inherit a notebook's, which is not installed here
+    os.environ.pop("MPLBACKEND", None)
+
+import matplotlib.style
 import numpy as np
 from denoising_diffusion_pytorch import GaussianDiffusion
 from matplotlib.axes import Axes
@@ -20,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_basics.files import write_atomically
-from ddpm_basics.images import save_film, save_gif, tile, to_picture
+from ddpm_basics.images import film_trouble, save_film, save_gif, tile, to_picture
 
 STYLE = {  # of every figure: 7 inches are 700 points on the page, so that text stays readable
     "font.size": 9,
@@ -45,7 +50,8 @@ SAMPLERS = {"ddim": ("DDIM", "#4338ca"), "dpmpp": ("DPM-Solver++", "#c2410c")}
 @contextmanager
 def new_figure(path: Path, height: float, title: str) -> Iterator[Figure]:
     """Give a figure of the house's width and style, and write it to path at the end."""
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+    # A matplotlibrc of the user's does not count: with LaTeX, say, where none is installed.
+    with matplotlib.style.context(["default", STYLE]):
         figure = Figure((WIDTH, height), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left")
         yield figure
@@ -201,12 +207,22 @@ def film_forward(path: Path, process: GaussianDiffusion, noised: Mapping[int, Te
     save_gif(sheets, path, [1500] + [80] * (len(sheets) - 2) + [1500])
 
 
-def film_morph(path: Path, images: Iterable[Tensor], side: int, milliseconds: int) -> None:
-    """Write images [c, h, w] in [0, 1], `side` pixels wide and high, as .gif and .mp4."""
+def announce_film() -> bool:
+    """Tell whether films can be written here; where not, say so before anything is drawn."""
+    if trouble := film_trouble():
+        print(f"ffmpeg cannot be used ({trouble}): a .gif is written, but no .mp4.", flush=True)
+    return not trouble
+
+
+def film_morph(
+    path: Path, images: Iterable[Tensor], side: int, milliseconds: int, film: bool = True
+) -> None:
+    """Write images [c, h, w] in [0, 1], `side` pixels wide and high, as .gif and, a film, .mp4."""
     size = (side, side)
     frames = [to_picture(image).resize(size, Image.Resampling.BICUBIC) for image in images]
     save_gif(frames, path.with_suffix(".gif"), [milliseconds] * len(frames))
-    save_film(frames, path.with_suffix(".mp4"), milliseconds)
+    if film:
+        save_film(frames, path.with_suffix(".mp4"), milliseconds)
 
 
 def plot_schedules(
@@ -237,6 +253,20 @@ def plot_schedules(
             for axes, (t, x_t) in zip(tiles[i], row.items(), strict=True):
                 show(axes, pixels(x_t), title=f"t = {t}" if i == 0 else "")
             tiles[i, 0].set_ylabel(name, color=COLORS[name])
+
+
+def plot_rows(
+    path: Path, title: str, columns: Sequence[str], rows: Mapping[str, Tensor] | Tensor
+) -> None:
+    """Draw {name of a row: images [columns, c, h, w] in [0, 1]}, or such rows without names."""
+    if isinstance(rows, Tensor):
+        rows = {" " * i: images for i, images in enumerate(rows)}
+    with new_figure(path, 0.6 + len(rows) * WIDTH / (len(columns) + 0.3), title) as figure:
+        grid = figure.subplots(len(rows), len(columns), squeeze=False)
+        for i, (name, images) in enumerate(rows.items()):
+            for axes, text, image in zip(grid[i], columns, images, strict=True):
+                show(axes, image, title=text if i == 0 else "")
+            grid[i, 0].set_ylabel(name)
 
 
 # ---- Exercise 3 ----------------------------------------------------------------------------------

@@ -69,6 +69,18 @@ def fresh_noise(generators: Iterable[torch.Generator], shape: Sequence[int]) -> 
     return torch.stack([torch.randn(*shape, generator=generator) for generator in generators])
 
 
+def slerp(start: Tensor, end: Tensor, fraction: float) -> Tensor:
+    """Walk the great circle from one noise [c, h, w] to another (Shoemake 1985).
+
+    Noise in d dimensions has a length near sqrt(d). A straight line between two of them passes
+    through shorter vectors, which are unlike any noise the network has seen.
+    """
+    cosine = (start * end).sum() / (start.norm() * end.norm())
+    angle = cosine.clamp(-1, 1).acos()
+    mixed: Tensor = ((1 - fraction) * angle).sin() * start + (fraction * angle).sin() * end
+    return mixed / angle.sin()
+
+
 # ---- Lists of times ------------------------------------------------------------------------------
 
 
@@ -78,33 +90,37 @@ def check_steps(timesteps: int, steps: int) -> None:
         raise UserError(f"{steps} steps are too many: the model has {timesteps} timesteps.")
 
 
-def even_times(levels: Levels, steps: int) -> list[int]:
-    """Choose `steps` times from T - 1 down, evenly; the last entry, -1, is the clean image.
+def even_times(levels: Levels, steps: int, start: int | None = None) -> list[int]:
+    """Choose `steps` times from `start` down, evenly; the last entry, -1, is the clean image.
 
-    These are the times of the library's ddim_sample: with 50 of 1000 steps 999, 979, ..., 19, -1.
+    start: T - 1 unless given. These are the times of the library's ddim_sample: with 50 of 1000
+    steps 999, 979, ..., 19, -1.
     """
-    timesteps = len(levels.alpha) - 1
-    check_steps(timesteps, steps)
-    times: list[int] = torch.linspace(-1, timesteps - 1, steps + 1).int().tolist()
+    start = len(levels.alpha) - 2 if start is None else start
+    check_steps(start + 1, steps)
+    times: list[int] = torch.linspace(-1, start, steps + 1).int().tolist()
     return times[::-1]
 
 
-def log_snr_times(levels: Levels, steps: int) -> list[int]:
-    """Choose `steps` times from T - 1 down, evenly in lambda = log(alpha / sigma); then -1.
+def log_snr_times(levels: Levels, steps: int, start: int | None = None) -> list[int]:
+    """Choose `steps` times from `start` down, evenly in lambda = log(alpha / sigma); then -1.
 
-    These are the times that DPM-Solver was made for (Lu 2022a, section 3.4). Evenly in t would
-    leave most of the way in lambda to a few steps: with the sigmoid schedule lambda runs from -7.5
-    to 4, but from -0.9 to 0.9 during half of all t. One step crosses what is noisier than NOISIEST,
-    where there is nothing to be seen in x_t, and the last guess is made at CLEANEST, where there is
-    next to nothing left to remove. Raises UserError.
+    start: T - 1 unless given; -1, for no steps, is the clean image. These are the times that
+    DPM-Solver was made for (Lu 2022a, section 3.4). Evenly in t would leave most of the way in
+    lambda to a few steps: with the sigmoid schedule lambda runs from -7.5 to 4, but from -0.9 to
+    0.9 during half of all t. One step crosses what is noisier than NOISIEST, where there is nothing
+    to be seen in x_t, and the last guess is made at CLEANEST, where there is next to nothing left
+    to remove. Raises UserError.
     """
-    timesteps = len(levels.alpha) - 1
-    check_steps(timesteps, steps)
-    place = [levels.log_snr(t) for t in range(timesteps)]
+    start = len(levels.alpha) - 2 if start is None else start
+    check_steps(start + 1, steps)
+    if start < 0:
+        return [-1]
+    place = [levels.log_snr(t) for t in range(start + 1)]
     ends = max(place[-1], NOISIEST), min(place[0], CLEANEST)
     wanted = torch.linspace(*ends, steps)
     nearest = (torch.tensor(place)[:, None] - wanted).abs().argmin(0).tolist()
-    times = [timesteps - 1]
+    times = [start]
     for left, t in zip(range(steps - 2, -1, -1), nearest[1:], strict=True):
         # Each time once, also where steps are many, and enough of them left for the rest.
         times.append(max(min(t, times[-1] - 1), left))
@@ -127,9 +143,13 @@ def predict_x_0(
     labels: the vectors [n, 4 dim] of what to draw, see model.label_vectors; None for anything.
     guidance: 1 takes what the network answers to them, more exaggerates the difference that they
     make. The result is clipped to [-1, 1]. Under autocast the network computes in another
-    precision; all else stays in x_t's own.
+    precision; all else stays in x_t's own. Raises UserError where the network's answer is not
+    finite: clipped, it would end as a black picture.
     """
     output = guided_output(diffusion, x_t, t, labels, guidance)
+    if not output.isfinite().all():
+        raise UserError(f"The network's answer at t = {t} is not finite, so its weights are no "
+                        "good, or too large for this precision: try --precision fp32.")  # fmt: skip
     alpha, sigma = levels.alpha[t], levels.sigma[t]
     x_0 = output
     if diffusion.objective == "pred_v":  # v = alpha noise - sigma x_0 (Salimans & Ho 2022)

@@ -242,7 +242,7 @@ def make_schedules() -> None:
 
 
 def make_exercise2() -> None:
-    """Exercise 2 as a reader runs it: five parts, their figures, their measurements, the morph."""
+    """Exercise 2 as a reader runs it: all parts, their figures, their measurements, the morph."""
     with workspace() as folder:
         run("python exercise2_explore.py", folder, "exercise2")
         keep_exercise2(folder)
@@ -254,8 +254,8 @@ def keep_exercise2(folder: Path) -> None:
     for path in sorted(folder.glob("*.json")):
         shutil.copy(path, REFERENCE)
         if path.with_suffix(".png").exists():
-            drawn = path.stem in ("exercise2_sampling_comparison", "reverse_diffusion_demo")
-            made_from = [WEIGHTS] if drawn else []
+            undrawn = path.stem in ("forward_diffusion_demo", "noise_schedule_comparison")
+            made_from = [] if undrawn else [WEIGHTS]
             publish(path.with_suffix(".png"), f"{path.stem}.webp", made_from, quality=35)
 
 
@@ -353,6 +353,15 @@ def make_labels() -> None:
         publish(scratch / "labels.png", "labels.webp", [path], quality=90)
 
 
+def make_ideal() -> None:
+    """The error of the perfect memory and of the network, on fabrics it knows and on others."""
+    path = REFERENCE / "ideal_denoiser.json"
+    with workspace() as scratch:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        plot_ideal(scratch / "ideal.png", rows)
+        publish(scratch / "ideal.png", "ideal_denoiser_loss.webp", [path], quality=90)
+
+
 def make_more_fabrics() -> None:
     """The same short training on few fabrics and on many: its losses."""
     path = REFERENCE / "more_fabrics.json"
@@ -399,6 +408,21 @@ def plot_labels(path: Path, measured: dict[str, Any]) -> None:
         right.legend(loc="lower left")
         for axes in (left, right):
             axes.set(xlabel="guidance w", xticks=strengths)
+
+
+def plot_ideal(path: Path, rows: list[Any]) -> None:
+    """Draw the squared error against t, a panel for known fabrics and one for others."""
+    with figures.new_figure(path, 3.2, "Who guesses better?") as figure:
+        panels = {"train": "the 1,059 training fabrics", "heldout": "held-out fabrics"}
+        for axes, (split, title) in zip(
+            figure.subplots(1, 2, sharey=True), panels.items(), strict=True
+        ):
+            for name, label in (("memory", "perfect memory"), ("network", "network")):
+                errors = [row[name][split] for row in rows]
+                axes.plot([row["t"] for row in rows], errors, "o-", label=label)
+            axes.set(title=title, xlabel="t")
+        figure.axes[0].set(ylabel="mean squared error of x_0")
+        figure.axes[0].legend()
 
 
 def plot_more_fabrics(path: Path, rows: list[Any]) -> None:

@@ -4,16 +4,22 @@ import json
 import sys
 from argparse import Namespace
 
+import numpy as np
 import pytest
+import torch
 from conftest import ROOT, load_script
 from tqdm.auto import tqdm
 
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
 import bench_sampling
+import measure_labels
+import measure_more_fabrics
 import measure_samplers
 
+from ddpm_basics.files import file_digest
 from ddpm_basics.model import label_vectors
+from ddpm_basics.options import WEIGHTS
 from ddpm_basics.weight_files import load_weights
 
 exercise1 = load_script("exercise1_generate")
@@ -92,3 +98,51 @@ def test_the_benchmark_counts_the_middle_run(monkeypatch, tiny_weights, tmp_path
     assert stock["evaluations"] == 2 * 250
     assert drawing["evaluations"] == command["evaluations"] == 2 * steps
     assert "Stock was timed over 2 steps and scaled to 250." in capsys.readouterr().out
+
+
+# ---- Labels, more fabrics ------------------------------------------------------------------------
+
+
+def test_recognised_and_spread(monkeypatch):
+    """Of four fabrics three are taken for what they are; a spread is that of each label alone."""
+    guesses = np.array([0, 0, 1, 0])
+    monkeypatch.setattr(measure_labels, "predict", lambda *_: (guesses, None))
+    classifier, fabrics = Namespace(names=["a", "b"]), Namespace(labels=["a", "a", "b", "b"])
+    found = measure_labels.recognised(classifier, fabrics)
+    assert found["recognised"] == 0.75
+    assert found["by_label"] == {"a": 1.0, "b": 0.5}
+    assert found["wilson_95"][0] < 0.75 < found["wilson_95"][1]
+    points = torch.tensor([[0.0, 0.0], [2.0, 0.0], [100.0, 0.0], [100.0, 4.0]])
+    expected = (2**0.5 + 8**0.5) / 2
+    assert measure_labels.spreads(points, fabrics.labels) == pytest.approx(expected)
+
+
+def test_the_shipped_weights_draw_what_they_are_asked_for():
+    record = json.loads((ROOT / "training_results/reference/labels.json").read_text())
+    shipped = file_digest(ROOT / WEIGHTS)
+    assert record["weights"] == shipped, "other weights: run tests/benchmarks/measure_labels.py"
+    assert record["images"] == 240
+    rows = {row["w"]: row for row in record["rows"]}
+    assert set(rows) == {1, 2, 3}
+    assert rows[2]["recognised"] >= 0.93
+    assert rows[1]["recognised"] < rows[2]["recognised"]
+    assert rows[1]["diversity"] > rows[2]["diversity"] > rows[3]["diversity"]
+
+
+@pytest.mark.slow
+def test_more_fabrics(tmp_path):
+    """The whole study on a tiny network: two sets, their losses, their copies."""
+    output = tmp_path / "more.json"
+    options = ["--counts", 100, 120, "--images", 24, "--heldout", 24, "--folder", tmp_path,
+               "--output", output, "--steps", 500, "--dim", 8, "--dim-mults", 1, 2,
+               "--image-size", 16]  # fmt: skip
+    measure_more_fabrics.main([*map(str, options)])
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["count"] for row in rows] == [100, 120]
+    for row in rows:
+        assert row["passes"] == 500 * 8 / row["count"]
+        assert [point["step"] for point in row["curve"]] == [250, 500]
+        assert row["curve"][1]["train"] < row["curve"][0]["train"]
+        assert (row["samples"]["of"], row["heldout"]["of"]) == (24, 24)
+    measure_more_fabrics.main([*map(str, options)])  # finds all of it there
+    assert json.loads(output.read_text())["rows"] == rows

@@ -10,20 +10,24 @@ import signal
 import subprocess
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 import imageio.v2 as imageio
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, load_script
+from conftest import ROOT, load_script, write_blocks
 from denoising_diffusion_pytorch import Unet
 from PIL import Image
-from tiny_networks import bundled, make_diffusion, teach
+from tiny_networks import SIZE, bundled, make_diffusion, teach
 from tqdm.auto import tqdm
 
 from ddpm_basics import figures, hardware
+from ddpm_basics.fabrics.drawing import TRADITIONS
+from ddpm_basics.images import decode
 from ddpm_basics.model import build_diffusion
-from ddpm_basics.sampling import starting_noise
+from ddpm_basics.sampling import noise_levels, slerp, starting_noise
+from ddpm_basics.steering import noised
 from ddpm_basics.weight_files import load_weights
 
 exercise1, exercise2 = load_script("exercise1_generate"), load_script("exercise2_explore")
@@ -38,6 +42,12 @@ QUICK = {
     "MORPH_FABRICS": 3,
     "MORPH_STEPS": 3,
     "MORPH_FRAMES": 4,
+    "GUIDANCES": (0, 1, 4),
+    "STRENGTHS": (0.0, 0.5),
+    "REGION_STEPS": 4,
+    "COLOUR_WEIGHTS": (0, 10),
+    "CLASSIFIED_FABRICS": 13,
+    "COUNTED_FABRICS": 6,
 }
 
 
@@ -158,9 +168,11 @@ def test_a_with_several_fabrics_and_few_step_counts(explore):
     assert [row["distance"] for row in found["ddim"]] == [0], "the reference alone"
 
 
-def test_a_refuses_more_steps_than_the_model_has(explore):
-    _, said = explore("a", code=1, FAST_STEP_COUNTS=(4, 61))
-    assert "61 steps are too many: the model has 60" in said.err
+def test_a_leaves_out_more_steps_than_the_model_has(explore):
+    folder, _ = explore("a", STEP_COUNTS=(30, 250), FAST_STEP_COUNTS=(4, 61))
+    found = numbers(folder, "exercise2_sampling_comparison")
+    assert [row["steps"] for row in found["ddim"]] == [30]
+    assert [row["steps"] for row in found["dpmpp"]] == [4]
 
 
 # ---- b -------------------------------------------------------------------------------------------
@@ -230,9 +242,8 @@ def test_c_alpha_bar_and_snr(everything, data):
     assert found["fabric"].startswith(str(data))
     frames, _ = film(folder / "forward_diffusion_demo.gif")
     assert len(frames) == 51
-    first, last = frames[0][8:264:4, 8:264:4], frames[-1][8:264:4, 8:264:4]
-    with Image.open(found["fabric"]) as picture:
-        fabric = np.array(picture.convert("RGB")) / 255
+    first, last = frames[0][16:264:16, 16:264:16], frames[-1][16:264:16, 16:264:16]
+    fabric = np.asarray(decode(Path(found["fabric"]), SIZE)) / 255
     assert rms(first, fabric) < 0.03
     assert abs(np.corrcoef(last.ravel(), fabric.ravel())[0, 1]) < 0.05
 
@@ -240,13 +251,12 @@ def test_c_alpha_bar_and_snr(everything, data):
 def test_c_adds_noise_as_the_closed_form_says():
     x_0 = torch.rand(1, 3, 8, 8) * 2 - 1
     noise, _ = starting_noise([5], (3, 8, 8))
-    process = build_diffusion(dim=8, dim_mults=(1,), beta_schedule="sigmoid")
-    noised = exercise2.add_noise(process, x_0, 5, (0, 500, 999))
-    assert list(noised) == [0, 500, 999]
-    for t, x_t in noised.items():
+    levels = noise_levels(build_diffusion(dim=8, dim_mults=(1,), beta_schedule="sigmoid"))
+    for t in (0, 500, 999):
         alpha_bar = alpha_bars("sigmoid")[t]
-        expected = math.sqrt(alpha_bar) * x_0[0] + math.sqrt(1 - alpha_bar) * noise[0]
-        assert (x_t - expected).abs().max() < 1e-5
+        expected = math.sqrt(alpha_bar) * x_0 + math.sqrt(1 - alpha_bar) * noise
+        assert (noised(levels, x_0, t, noise) - expected).abs().max() < 1e-5
+    assert torch.equal(noised(levels, x_0, -1, noise), x_0)
 
 
 def test_c_takes_another_fabric_with_another_seed(explore):
@@ -282,14 +292,26 @@ def test_without_data_the_network_draws_the_fabric(explore, tmp_path):
             assert numbers(folder, figure)["fabric"] == "drawn by the network from seed 42"
 
 
+def test_what_a_mac_leaves_beside_a_picture_is_none(tmp_path):
+    for name in ("a.png", "._a.png", "._b.png", "._c.png"):
+        (tmp_path / name).write_bytes(b"Mac OS X")
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
+    for seed in range(8):
+        options = Namespace(data=tmp_path, seed=seed, picture=None)
+        lab = Namespace(options=options, noise=torch.zeros(1, 1, 16, 16))
+        fabric, source = exercise2.find_fabric(lab)
+        assert source == str(tmp_path / "a.png")
+        assert fabric.shape == (1, 1, 16, 16), "grey, as the network is"
+
+
 # ---- e -------------------------------------------------------------------------------------------
 
 
 def test_slerp_stays_on_the_sphere():
     start, end = torch.randn(2, 3, 64, 64).unbind()
-    assert torch.allclose(exercise2.slerp(start, end, 0.0), start, atol=1e-5)
-    assert torch.allclose(exercise2.slerp(start, end, 1.0), end, atol=1e-5)
-    between = exercise2.slerp(start, end, 0.5)
+    assert torch.allclose(slerp(start, end, 0.0), start, atol=1e-5)
+    assert torch.allclose(slerp(start, end, 1.0), end, atol=1e-5)
+    between = slerp(start, end, 0.5)
     assert between.norm() == pytest.approx((start.norm() + end.norm()).item() / 2, rel=0.01)
     assert ((start + end) / 2).norm() < 0.75 * between.norm(), "a straight line would do as well"
 
@@ -314,12 +336,137 @@ def test_e_is_smooth_and_has_no_seam(everything, draw):
     assert rms(clip[0], frames[0]) < 0.1
 
 
+@pytest.mark.parametrize("tool", ["/nowhere", __file__], ids=["missing", "not to be executed"])
+def test_e_does_without_ffmpeg_and_says_so_first(explore, monkeypatch, tool):
+    def draw(*args):
+        assert "ffmpeg cannot be used (" in sys.stdout.getvalue()
+        return drawn(*args)
+
+    drawn = exercise2.draw
+    monkeypatch.setattr(exercise2, "draw", draw)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", tool)
+    folder, said = explore("e")
+    assert said.out.count("a .gif is written, but no .mp4") == 1
+    assert said.err.count("Traceback") == 0
+    assert {path.name for path in folder.iterdir()} == {
+        "ddpm_fabric_morph.gif", "ddpm_fabric_morph.json"}  # fmt: skip
+
+
 def test_the_morph_of_the_shipped_weights_is_smooth():
     """From frame to frame it changes by a small part of what lies between two fabrics."""
     record = json.loads((ROOT / "training_results/reference/ddpm_fabric_morph.json").read_text())
     assert record["frames"] == exercise2.MORPH_FABRICS * exercise2.MORPH_FRAMES
     assert record["largest_change"] < record["fabrics_apart"] / 3
     assert record["mean_change"] < record["fabrics_apart"] / 6
+
+
+# ---- f and g -------------------------------------------------------------------------------------
+
+STEERED = ["guidance_demo", "sdedit_demo", "inpainting_demo", "colour_demo", "classifier_demo",
+           "tile_demo"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def told_weights(tmp_path_factory):
+    """A weight file of a tiny network that knows the twelve traditions."""
+    table = torch.randn(12, 32, generator=torch.Generator().manual_seed(2))
+    labels = {"names": sorted(TRADITIONS), "embedding": table}
+    path = tmp_path_factory.mktemp("weights") / "told.pt"
+    torch.save(bundled(teach(make_diffusion(timesteps=TIMESTEPS)), labels=labels), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def steered(told_weights, tmp_path_factory):
+    """Parts f and g, run once, on a hundred pictures."""
+    folder = tmp_path_factory.mktemp("steered")
+    data = write_blocks(tmp_path_factory.mktemp("blocks"), 100, SIZE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ddpm_basics.steering.CLASSIFIER_FABRICS", 24)
+        patch.setattr("ddpm_basics.evaluation.features.CLASSIFIER_STEPS", 2)
+        return run_parts(folder, told_weights, data, "fg")
+
+
+def test_f_and_g_write_their_files(steered):
+    folder, said = steered
+    names = [*STEERED, "ideal_denoiser_demo"]
+    assert {path.name for path in folder.iterdir()} == {
+        ".cache", *(f"{name}.png" for name in names), *(f"{name}.json" for name in names)
+    }  # fmt: skip
+    for name in names:
+        with Image.open(folder / f"{name}.png") as figure:
+            assert figure.width == 1400
+        assert f"{name}.json, " in said.out
+
+
+def test_f_numbers(steered):
+    folder, _ = steered
+    guided = numbers(folder, "guidance_demo")
+    assert guided["labels"] == ["adinkra", "kente", "ndebele", "wax_print"]
+    assert len(guided["contrast"]) == len(guided["at_the_ends"]) == 3
+    noised = numbers(folder, "sdedit_demo")
+    assert noised["distance"][0] < 1e-6 < noised["distance"][1], "strength 0 is the picture"
+    around = numbers(folder, "inpainting_demo")
+    assert around["contrast_at_the_border"].keys() == {"half", "frame"}
+    near, nearer = numbers(folder, "colour_demo")["distance_of_mean_colour"]
+    assert nearer < near
+    judged = numbers(folder, "classifier_demo")
+    assert judged["ways"] == ["no label", "classifier", "classifier-free"]
+    assert all(0 <= share <= 1 for share in judged["recognised"])
+    assert len(numbers(folder, "tile_demo")["contrast_at_the_seam"]) == 2
+
+
+def test_g_memory_copies(steered):
+    found = numbers(steered[0], "ideal_denoiser_demo")
+    assert (found["images"], found["fabrics"]) == (100, 6)
+    assert found["copies"]["memory"] == 1
+    assert found["copies"]["network"] < 1
+
+
+def test_f_takes_what_the_reader_brings(told_weights, data, tmp_path):
+    """A picture, a mask, labels: they stand in the records and in the figure."""
+    Image.linear_gradient("L").resize((40, 30)).save(tmp_path / "mine.jpg")
+    mask = Image.new("1", (50, 50))
+    mask.paste(1, (0, 0, 50, 20))
+    mask.save(tmp_path / "keep.png")
+    only = [row for row in exercise2.PARTS if row[2] in ("sdedit_demo.png", "inpainting_demo.png")]
+    folder, _ = run_parts(
+        tmp_path / "out", told_weights, data, "f", "--picture", tmp_path / "mine.jpg", "--mask",
+        tmp_path / "keep.png", "--label", "kuba", PARTS=only,
+    )  # fmt: skip
+    assert numbers(folder, "sdedit_demo")["labels"] == ["kuba"]
+    around = numbers(folder, "inpainting_demo")
+    assert around["picture"] == str(tmp_path / "mine.jpg")
+    assert list(around["contrast_at_the_border"]) == ["half", "frame", "keep"]
+
+
+def test_f_without_labels(weights, data, tmp_path):
+    """What needs them is left out, in a sentence each."""
+    only = [row for row in exercise2.PARTS if row[0] == "f" and row[2] != "colour_demo.png"]
+    folder, said = run_parts(tmp_path / "out", weights, data, "f", PARTS=only)
+    left_out = re.findall(r"left out (\w+)\.png, as .* does not know (.*)\.", said.out)
+    assert left_out == [("guidance_demo", "labels"), ("sdedit_demo", "labels"),
+                        ("classifier_demo", "the twelve traditions in colour")]  # fmt: skip
+    assert {path.stem for path in folder.iterdir()} == {"inpainting_demo", "tile_demo"}
+
+
+def test_the_figures_of_the_shipped_weights_show_what_they_say():
+    record = {name: json.loads((ROOT / f"training_results/reference/{name}.json").read_text())
+              for name in [*STEERED, "ideal_denoiser_demo"]}  # fmt: skip
+    ordinary, rolled = record["tile_demo"]["contrast_at_the_seam"]
+    assert rolled < 1.2
+    assert ordinary > rolled + 0.3
+    distances = record["sdedit_demo"]["distance"]
+    assert distances == sorted(distances)
+    colours = record["colour_demo"]["distance_of_mean_colour"]
+    assert colours == sorted(colours, reverse=True)
+    unlabelled, classifier, own_labels = record["classifier_demo"]["recognised"]
+    assert unlabelled + 0.3 < classifier
+    assert own_labels > 0.9
+    copies = record["ideal_denoiser_demo"]["copies"]
+    assert copies["memory"] == 1
+    assert copies["network"] < 0.05
+    assert record["guidance_demo"]["at_the_ends"] == sorted(record["guidance_demo"]["at_the_ends"])
 
 
 # ---- The command ---------------------------------------------------------------------------------
@@ -377,6 +524,8 @@ def test_bad_input(cli, weights, data, tmp_path):
         ("--data", "file"): "file is a file, not a folder",
         ("--data", data, "--output-dir", "file"): "Cannot write into file",
         ("--precision", "fp16", "--device", "cpu"): "fp16 needs a GPU",
+        ("--picture", "none.jpg"): "none.jpg is no image that can be read",
+        ("--label", "kente"): "knows no kente.",
     }.items():
         done = cli.run("--part", "c", "--weights", weights, *options, cwd=tmp_path)
         assert done.code == 1, options

@@ -37,10 +37,10 @@ SHAPE = (3, 16, 16)
 SAMPLERS = ("ddim", "ddpm", "dpmpp")
 
 
-def draw(diffusion, sampler, steps, seeds=range(2)):
+def draw(diffusion, sampler, steps, seeds=range(2), labels=None, guidance=1.0):
     """Draw images with the loop of exercise 1."""
-    options = Namespace(sampler=sampler, steps=steps, guidance=1.0)
-    return exercise1.draw(diffusion, list(seeds), None, options, tqdm(disable=True))
+    options = Namespace(sampler=sampler, steps=steps, guidance=guidance)
+    return exercise1.draw(diffusion, list(seeds), labels, options, tqdm(disable=True))
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +50,26 @@ def trained(tiny_weights):
 
 
 @pytest.fixture
-def quick(monkeypatch, trained):
-    """The same process around the perfect network for pixels of one colour: quick at 1000 steps."""
+def one_colour(monkeypatch):
+    """one_colour(diffusion): the perfect network, in its place, for pixels near a grey of 0.65."""
 
-    def forward(x_t, times, x_self_cond=None):
-        levels = trained.sqrt_alphas_cumprod, trained.sqrt_one_minus_alphas_cumprod
-        alpha, sigma = (level[times].reshape(-1, 1, 1, 1) for level in levels)
-        noise = sigma * (x_t - alpha * 0.3) / ((alpha * 0.25) ** 2 + sigma**2)
-        return (noise - sigma * x_t) / alpha  # v of that noise
+    def replace(diffusion):
+        def forward(x_t, times, x_self_cond=None):
+            levels = diffusion.sqrt_alphas_cumprod, diffusion.sqrt_one_minus_alphas_cumprod
+            alpha, sigma = (level[times].reshape(-1, 1, 1, 1) for level in levels)
+            noise = sigma * (x_t - alpha * 0.3) / ((alpha * 0.25) ** 2 + sigma**2)
+            return (noise - sigma * x_t) / alpha  # v of that noise
 
-    monkeypatch.setattr(trained.model, "forward", forward)
-    return trained
+        monkeypatch.setattr(diffusion.model, "forward", forward)
+        return diffusion
+
+    return replace
+
+
+@pytest.fixture
+def quick(one_colour, trained):
+    """The same process around that network: quick at 1000 steps."""
+    return one_colour(trained)
 
 
 @pytest.fixture
@@ -157,6 +166,18 @@ def test_guidance_zero_and_one_are_the_two_plain_networks(told):
         output = guided_output(diffusion, x_t, 600, labels, guidance)
         expected = without + guidance * (with_label - without)
         assert torch.allclose(output, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_guidance_counts_in_every_sampler(told, sampler):
+    """Also where it is below 1; and of the first label, whose place is 0."""
+    diffusion, _, labels = told
+    first = labels[:1].expand(2, -1)
+    plain = draw(diffusion, sampler, 8)
+    w = {w: draw(diffusion, sampler, 8, labels=first, guidance=w) for w in (0, 0.5, 1, 3)}
+    assert torch.equal(w[0], plain)
+    for one, other in ((0.5, 0), (0.5, 1), (1, 0), (3, 1)):
+        assert (w[one] - w[other]).abs().mean() > 0.005, (one, other)
 
 
 @torch.inference_mode()
@@ -321,6 +342,17 @@ def test_steps_shapes_and_ranges(trained, visited, sampler, steps):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_answer_that_is_not_finite_is_no_black_picture(monkeypatch, trained, sampler, value):
+    forward = trained.model.forward
+    monkeypatch.setattr(
+        trained.model, "forward", lambda x_t, t: forward(x_t, t) * (1 if t > 900 else value)
+    )
+    with pytest.raises(UserError, match=r"at t = 8.. is not finite"):
+        draw(trained, sampler, 12)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_image_does_not_depend_on_its_company(trained, sampler):
     together = draw(trained, sampler, 12, range(16))
     alone = torch.cat([draw(trained, sampler, 12, [seed]) for seed in (3, 0, 15)])
@@ -403,6 +435,16 @@ def test_every_number_of_steps_has_its_times(schedule, timesteps):
             assert all(later < earlier for earlier, later in itertools.pairwise(times))
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
+@pytest.mark.parametrize("timesteps", [100, 1000])
+def test_dpmpp_ends_in_finite_pixels_whatever_the_steps(one_colour, schedule, timesteps):
+    diffusion = one_colour(build_diffusion(8, (1,), 3, 8, timesteps, beta_schedule=schedule))
+    for steps in (1, 2, 3, 20, timesteps // 2, timesteps):
+        images = draw(diffusion, "dpmpp", steps)
+        assert images.isfinite().all()
+        assert images.mean() == pytest.approx(0.65, abs=0.05), steps
+
+
 def test_more_steps_than_timesteps_are_refused(trained):
     for spread in (even_times, log_snr_times):
         with pytest.raises(UserError, match=r"^1001 steps are too many: the model has 1000"):
@@ -417,4 +459,4 @@ def test_the_default_number_of_steps_is_enough():
     distance = {(row["sampler"], row["steps"]): row["distance"] for row in record["rows"]}
     ours = distance["DPM-Solver++", exercise1.SAMPLING_STEPS["dpmpp"]]
     assert ours <= distance["DDIM", 250]
-    assert record["images"] >= 16
+    assert record["images"] == 64

@@ -117,10 +117,16 @@ def block(inputs: int, outputs: int, side: int, stride: int) -> list[nn.Module]:
     return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
-def train_classifier(fabrics: Fabrics, seed: int, device: torch.device) -> Classifier:
+def train_classifier(
+    fabrics: Fabrics,
+    seed: int,
+    device: torch.device,
+    spoil: Callable[[Tensor], Tensor] | None = None,
+) -> Classifier:
     """Train on labelled images for CLASSIFIER_STEPS batches of 64, mirrored and shifted at random.
 
-    The same seed gives the same network on the same device.
+    spoil: what else is done to the images (n, 3, H, W) in [0, 1] of a batch. The same seed gives
+    the same network on the same device.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -135,7 +141,8 @@ def train_classifier(fabrics: Fabrics, seed: int, device: torch.device) -> Class
         if len(order) < 64:
             order = torch.cat([order, torch.randperm(len(fabrics), generator=generator)])
         chosen, order = order[:64], order[64:]
-        x = augment(fabrics.pixels[chosen].float() / 255, generator).to(device)
+        x = augment(fabrics.pixels[chosen].float() / 255, generator)
+        x = (spoil(x) if spoil else x).to(device)
         loss = F.cross_entropy(model(x), targets[chosen].to(device), label_smoothing=0.05)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
