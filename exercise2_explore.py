@@ -4,6 +4,7 @@
 #     "torch>=2.5",
 #     "torchvision>=0.20",
 #     "denoising-diffusion-pytorch>=2.2.0,<3",
+#     "ema-pytorch>=0.7",
 #     "accelerate>=1.0",
 #     "matplotlib>=3.8",
 #     "imageio>=2.34",
@@ -83,7 +84,7 @@ MORPH_STEPS = 15  # DPM-Solver++ steps for each frame
 MORPH_FRAMES = 24  # from one fabric to the next
 MORPH_PIXELS = 192  # per side of the films
 
-# Part f
+# Parts f and g
 GUIDANCES = (0, 1, 2, 3, 5)  # w
 SHOWN_LABELS = ("adinkra", "kente", "ndebele", "wax_print")  # unless --label names others
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 0.9)  # how far a picture is noised, as a share of all timesteps
@@ -93,9 +94,7 @@ COLOUR = (0.75, 0.3, 0.2)  # red, green, blue
 COLOUR_WEIGHTS = (0, 1, 3, 10, 30)  # how much it counts
 CLASSIFIER_WEIGHT = 20.0  # how much its gradient counts
 CLASSIFIED_FABRICS = 24
-
-# Part g
-COUNTED_FABRICS = 100  # of which copies are counted
+COUNTED_FABRICS = 100  # of part g, among which copies are counted
 
 BATCH_SIZE = {"cpu": 4, "mps": 16, "cuda": 64}  # frames the network sees at once
 

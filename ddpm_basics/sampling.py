@@ -76,9 +76,8 @@ def slerp(start: Tensor, end: Tensor, fraction: float) -> Tensor:
     through shorter vectors, which are unlike any noise the network has seen.
     """
     cosine = (start * end).sum() / (start.norm() * end.norm())
-    angle = cosine.clamp(-1, 1).acos()
-    mixed: Tensor = ((1 - fraction) * angle).sin() * start + (fraction * angle).sin() * end
-    return mixed / angle.sin()
+    angle: Tensor = cosine.clamp(-1, 1).acos()
+    return (((1 - fraction) * angle).sin() * start + (fraction * angle).sin() * end) / angle.sin()
 
 
 # ---- Lists of times ------------------------------------------------------------------------------

@@ -35,8 +35,9 @@ def draw(diffusion, sampler, steps, seeds, guidance=None):
 @pytest.fixture
 def measure(monkeypatch, labelled_weights, tmp_path):
     """measure(images): tests/benchmarks/measure_samplers.py with fewer runs; returns its record."""
-    monkeypatch.setattr(measure_samplers, "REFERENCE", ("ddim", 300))
-    monkeypatch.setattr(measure_samplers, "RUNS", [("ddim", 250), ("dpmpp", 4), ("dpmpp", 100)])
+    monkeypatch.setattr(measure_samplers, "REFERENCE", ("ddim", 40))
+    monkeypatch.setattr(measure_samplers, "RUNS", [("ddim", 30), ("dpmpp", 4), ("dpmpp", 20)])
+    monkeypatch.setattr(measure_samplers, "COURSE", ("ddim", 30))
 
     def run(images, *more):
         output = tmp_path / "samplers.json"
@@ -59,7 +60,7 @@ def test_measured_distances(measure, labelled_weights, guided):
     assert list(record["distances"]) == ["0", "1", "2"]
     assert record["distances"]["0"] == first["distances"]["0"]
     diffusion, _ = load_weights(labelled_weights)
-    reference = draw(diffusion, "ddim", 300, range(3), guidance)
+    reference = draw(diffusion, "ddim", 40, range(3), guidance)
     for row, (sampler, steps) in zip(record["rows"], measure_samplers.RUNS, strict=True):
         images = draw(diffusion, sampler, steps, range(3), guidance)
         expected = (images - reference).square().mean((1, 2, 3)).sqrt()
