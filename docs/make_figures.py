@@ -193,7 +193,7 @@ def make_forward() -> None:
     times = np.linspace(0, 999, 41).round().astype(int).tolist()
     frames = [(diffusion.q_sample(x_0, torch.tensor([t]), noise_of(1)) + 1) / 2 for t in times]
     rows = figures.levels_at(diffusion, times)
-    publish_strip("forward", [frame[None] for frame in frames], {"frames": rows}, [], 80)
+    publish_strip("forward", [frame[None] for frame in frames], {"frames": rows}, [], 45)
 
 
 def make_reverse() -> None:
@@ -224,7 +224,7 @@ def make_data() -> None:
     """Exercise 3's first look: --verify, its nine images, its output."""
     with workspace() as folder:
         run("python exercise3_train.py --verify", folder, "verify")
-        publish(folder / "training_samples_grid.png", "training_samples_grid.webp", [], 58)
+        publish(folder / "training_samples_grid.png", "training_samples_grid.webp", [], 40)
 
 
 def make_exercise1() -> None:
@@ -238,6 +238,13 @@ def make_schedules() -> None:
     """The figures of exercise 2 that need no network: forward diffusion and the schedules."""
     with workspace() as folder:
         run("python exercise2_explore.py --part c d", folder)
+        keep_exercise2(folder)
+
+
+def make_steering() -> None:
+    """The figures of exercise 2 that steer, and that of the perfect memory."""
+    with workspace() as folder:
+        run("python exercise2_explore.py --part f g", folder)
         keep_exercise2(folder)
 
 
@@ -256,7 +263,7 @@ def keep_exercise2(folder: Path) -> None:
         if path.with_suffix(".png").exists():
             undrawn = path.stem in ("forward_diffusion_demo", "noise_schedule_comparison")
             made_from = [] if undrawn else [WEIGHTS]
-            publish(path.with_suffix(".png"), f"{path.stem}.webp", made_from, quality=35)
+            publish(path.with_suffix(".png"), f"{path.stem}.webp", made_from, quality=20)
 
 
 def keep_film(film: Path) -> None:
@@ -319,7 +326,7 @@ def make_weights() -> None:
 def make_neighbours() -> None:
     """The figure that stands beside evaluation.json."""
     made_from = [REFERENCE / "evaluation.json"]
-    publish(REFERENCE / "evaluation_neighbours.png", "nearest_neighbours.webp", made_from, 45)
+    publish(REFERENCE / "evaluation_neighbours.png", "nearest_neighbours.webp", made_from, 15)
 
 
 def make_training() -> None:
@@ -404,7 +411,7 @@ def plot_labels(path: Path, measured: dict[str, Any]) -> None:
         left.set_title("recognised as what was asked for, %")
         right.plot(strengths, [row["diversity"] for row in rows], "o-", color="#c2410c")
         right.axhline(1, color="0.4", ls="--", label="held-out fabrics")
-        right.set(title="spread within a tradition, held-out fabrics = 1", ylim=(0.5, 1.05))
+        right.set(title="spread within a tradition", ylim=(0.5, 1.1))
         right.legend(loc="lower left")
         for axes in (left, right):
             axes.set(xlabel="guidance w", xticks=strengths)
@@ -421,7 +428,7 @@ def plot_ideal(path: Path, rows: list[Any]) -> None:
                 errors = [row[name][split] for row in rows]
                 axes.plot([row["t"] for row in rows], errors, "o-", label=label)
             axes.set(title=title, xlabel="t")
-        figure.axes[0].set(ylabel="mean squared error of x_0")
+        figure.axes[0].set(ylabel="mean squared error of $x_0$")
         figure.axes[0].legend()
 
 
