@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
@@ -352,30 +352,27 @@ def make_training() -> None:
         publish(scratch / "curve.png", "loss_curve.webp", logs, quality=90)
 
 
+def publish_plot(plot: Callable[[Path, Any], None], measured: str, name: str) -> None:
+    """Draw a measurement file, and keep the figure as docs/images/NAME."""
+    path = REFERENCE / measured
+    with workspace() as scratch:
+        plot(scratch / "plot.png", json.loads(path.read_text(encoding="utf-8")))
+        publish(scratch / "plot.png", name, [path], quality=90)
+
+
 def make_labels() -> None:
     """How often the fabrics are what was asked for, and how varied, at each strength."""
-    path = REFERENCE / "labels.json"
-    with workspace() as scratch:
-        plot_labels(scratch / "labels.png", json.loads(path.read_text(encoding="utf-8")))
-        publish(scratch / "labels.png", "labels.webp", [path], quality=90)
+    publish_plot(plot_labels, "labels.json", "labels.webp")
 
 
 def make_ideal() -> None:
     """The error of the perfect memory and of the network, on fabrics it knows and on others."""
-    path = REFERENCE / "ideal_denoiser.json"
-    with workspace() as scratch:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        plot_ideal(scratch / "ideal.png", rows)
-        publish(scratch / "ideal.png", "ideal_denoiser_loss.webp", [path], quality=90)
+    publish_plot(plot_ideal, "ideal_denoiser.json", "ideal_denoiser_loss.webp")
 
 
 def make_more_fabrics() -> None:
     """The same short training on few fabrics and on many: its losses."""
-    path = REFERENCE / "more_fabrics.json"
-    with workspace() as scratch:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        plot_more_fabrics(scratch / "more_fabrics.png", rows)
-        publish(scratch / "more_fabrics.png", "more_fabrics.webp", [path], quality=90)
+    publish_plot(plot_more_fabrics, "more_fabrics.json", "more_fabrics.webp")
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
@@ -417,8 +414,9 @@ def plot_labels(path: Path, measured: dict[str, Any]) -> None:
             axes.set(xlabel="guidance w", xticks=strengths)
 
 
-def plot_ideal(path: Path, rows: list[Any]) -> None:
+def plot_ideal(path: Path, measured: dict[str, Any]) -> None:
     """Draw the squared error against t, a panel for known fabrics and one for others."""
+    rows = measured["rows"]
     with figures.new_figure(path, 3.2, "Who guesses better?") as figure:
         panels = {"train": "the 1,059 training fabrics", "heldout": "held-out fabrics"}
         for axes, (split, title) in zip(
@@ -432,8 +430,9 @@ def plot_ideal(path: Path, rows: list[Any]) -> None:
         figure.axes[0].legend()
 
 
-def plot_more_fabrics(path: Path, rows: list[Any]) -> None:
+def plot_more_fabrics(path: Path, measured: dict[str, Any]) -> None:
     """Draw the losses on fabrics that were trained on and on others, a panel for each set."""
+    rows = measured["rows"]
     with figures.new_figure(path, 2.9, "The same training on more fabrics") as figure:
         for axes, row in zip(figure.subplots(1, len(rows), sharey=True), rows, strict=True):
             curve = row["curve"]
