@@ -274,13 +274,13 @@ def plot_rows(
 
 def plot_losses(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     """Draw the training loss, and the fixed losses on training and held-out images."""
-    title = "Loss while training, and the plain error of the noise"
+    title = "Loss while training, and of the averaged weights on fixed images"
     with new_figure(path, 4, title) as figure:
         axes = figure.subplots()
         axes.plot(*curve(rows, "loss"), color="0.6", linewidth=0.8, label="training loss")
-        axes.plot(*curve(rows, "train_fixed"), "o-", ms=3, label="EMA's error, training images")
-        axes.plot(*curve(rows, "heldout_fixed"), "s-", ms=3, label="EMA's error, held-out images")
-        axes.set(xlabel="step", ylabel="mean squared error", yscale="log")
+        axes.plot(*curve(rows, "train_fixed"), "o-", ms=3, label="fixed training images")
+        axes.plot(*curve(rows, "heldout_fixed"), "s-", ms=3, label="fixed held-out images")
+        axes.set(xlabel="step", ylabel="loss", yscale="log")
         axes.legend()
 
 

@@ -62,7 +62,7 @@ def noise_again(
 ) -> Tensor:
     """Go back from x_s to x_t, so that both regions are drawn once more, together.
 
-    A sample of q(x_t | x_s) (RePaint, Lugmayr 2022, algorithm 1, line 9).
+    A sample of q(x_t | x_s) (RePaint, Lugmayr 2022, algorithm 1).
     """
     left = levels.alpha[t] / levels.alpha[s]
     return left * x_s + math.sqrt(1 - left**2) * fresh_noise(generators, x_s.shape[1:]).to(x_s)
@@ -85,7 +85,7 @@ def read_masks(side: int, path: Path | None) -> dict[str, Tensor]:
         if own.all() or not own.any():
             raise UserError(f"{path} keeps {'all' if own.all() else 'nothing'}: paint white what "
                             "is to be kept, and black what is to be drawn anew.")  # fmt: skip
-        masks[path.stem] = own
+        masks[path.name] = own  # with its ending, so that it takes no other's place
     return masks
 
 

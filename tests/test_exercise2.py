@@ -437,7 +437,7 @@ def test_f_takes_what_the_reader_brings(told_weights, data, tmp_path):
     assert numbers(folder, "sdedit_demo")["labels"] == ["kuba"]
     around = numbers(folder, "inpainting_demo")
     assert around["picture"] == str(tmp_path / "mine.jpg")
-    assert list(around["contrast_at_the_border"]) == ["half", "frame", "keep"]
+    assert list(around["contrast_at_the_border"]) == ["half", "frame", "keep.png"]
 
 
 def test_f_without_labels(weights, data, tmp_path):

@@ -96,8 +96,8 @@ def test_masks(tmp_path):
     kept[:, :20] = True  # of a picture that is wider than high
     path = paint(tmp_path / "mine.png", kept)
     masks = steering.read_masks(10, path)
-    assert list(masks) == ["half", "frame", "mine"]
-    assert torch.equal(masks["mine"], masks["half"]), "cut to its central square"
+    assert list(masks) == ["half", "frame", "mine.png"]
+    assert torch.equal(masks["mine.png"], masks["half"]), "cut to its central square"
     assert masks["frame"][0, 0].sum().item() == 100 - 6 * 6
     assert {mask.shape for mask in masks.values()} == {(1, 1, 10, 10)}
 
