@@ -38,6 +38,7 @@ fabric from the data folder (f: or --picture); where there is none, one that the
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import sys
 import time
@@ -65,6 +66,7 @@ from ddpm_basics.weight_files import load_weights
 RANDOM_SEED = 42  # decides the noise that fabrics grow out of, and which training fabric is shown
 GUIDANCE = 2.0  # how much of its label a fabric gets: 0 nothing, 1 as trained
 SAMPLING_STEPS = {"dpmpp": 20, "ddim": 250}  # where a part names no others
+SHORT_STEPS = 15  # DPM-Solver++ steps, where many fabrics are drawn: parts e and f
 
 # Part a
 STEP_COUNTS = (50, 100, 250, 500, 1000)  # DDIM steps
@@ -80,7 +82,6 @@ SCHEDULE = "sigmoid"  # of part c, the module's own; part d compares it with the
 
 # Part e
 MORPH_FABRICS = 5
-MORPH_STEPS = 15  # DPM-Solver++ steps for each frame
 MORPH_FRAMES = 24  # from one fabric to the next
 MORPH_PIXELS = 192  # per side of the films
 
@@ -93,7 +94,7 @@ REGION_ROUNDS = 4  # how often each of them is taken
 COLOUR = (0.75, 0.3, 0.2)  # red, green, blue
 COLOUR_WEIGHTS = (0, 1, 3, 10, 30)  # how much it counts
 CLASSIFIER_WEIGHT = 20.0  # how much its gradient counts
-CLASSIFIED_FABRICS = 24
+CLASSIFIED_FABRICS = 12
 COUNTED_FABRICS = 100  # of part g, among which copies are counted
 
 BATCH_SIZE = {"cpu": 4, "mps": 16, "cuda": 64}  # frames the network sees at once
@@ -238,29 +239,29 @@ def part_e(lab: Lab, path: Path) -> dict[str, Any]:
     noise, labels, film = lab.noise, lab.labels, figures.announce_film()
     fractions = torch.arange(MORPH_FRAMES) / MORPH_FRAMES
     drawn: list[Tensor] = []
-    with tqdm(total=MORPH_FABRICS * MORPH_FRAMES * MORPH_STEPS, unit="step", desc="e") as bar:
+    with tqdm(total=MORPH_FABRICS * MORPH_FRAMES * SHORT_STEPS, unit="step", desc="e") as bar:
         for i in range(MORPH_FABRICS):
             j = (i + 1) % MORPH_FABRICS
             for part in fractions.split(BATCH_SIZE[lab.device.type]):
                 x_T = torch.stack([sampling.slerp(noise[i], noise[j], f) for f in part])
                 told = None if labels is None else torch.lerp(labels[i], labels[j], part[:, None])
                 ask = partial(guess, lab, told, GUIDANCE)
-                drawn.append(draw(lab, "dpmpp", x_T, ask, MORPH_STEPS, bar))
+                drawn.append(draw(lab, "dpmpp", x_T, ask, SHORT_STEPS, bar))
     frames = torch.cat(drawn)
     figures.film_morph(path, frames, MORPH_PIXELS, 60, film)
     change = [figures.distance(a, b) for a, b in pairwise([*frames, frames[0]])]
     fabrics = frames[::MORPH_FRAMES]
-    return {"fabrics": MORPH_FABRICS, "frames": len(frames), "steps_per_frame": MORPH_STEPS,
+    return {"fabrics": MORPH_FABRICS, "frames": len(frames), "steps_per_frame": SHORT_STEPS,
             "largest_change": max(change), "mean_change": sum(change) / len(change),
             "fabrics_apart": figures.distance(fabrics, fabrics.roll(1, 0))}  # fmt: skip
 
 
 def steer_by_guidance(lab: Lab, path: Path) -> dict[str, Any]:
     """Draw one noise as several labels, with more and more of them (Ho & Salimans 2022)."""
-    names, steps = lab.options.label, SAMPLING_STEPS["dpmpp"]
+    names = lab.options.label
     x_T = lab.noise[:1].expand(len(names), -1, -1, -1)
     labels = label_vectors(lab.diffusion, names, range(len(names)))
-    drawn = torch.stack([draw(lab, "dpmpp", x_T, partial(guess, lab, labels, w), steps)
+    drawn = torch.stack([draw(lab, "dpmpp", x_T, partial(guess, lab, labels, w), SHORT_STEPS)
                          for w in tqdm(GUIDANCES, "f, guidance")], 1)  # fmt: skip
     columns, rows = [f"w = {w}" for w in GUIDANCES], dict(zip(names, drawn, strict=True))
     figures.plot_rows(path, "One noise, and more and more of a label", columns, rows)
@@ -277,7 +278,8 @@ def steer_a_picture(lab: Lab, path: Path) -> dict[str, Any]:
     for strength in tqdm(STRENGTHS, "f, picture"):
         start = round(strength * lab.diffusion.num_timesteps) - 1  # t counts from 0
         x_t = steering.noised(lab.levels, x_0, start, lab.noise[:1]).expand_as(drawn[0])
-        drawn.append(draw(lab, "dpmpp", x_t, ask, min(MORPH_STEPS, start + 1), start=start))
+        steps = math.ceil(strength * SHORT_STEPS)  # the share of the walk that is left
+        drawn.append(draw(lab, "dpmpp", x_t, ask, steps, start=start))
     columns = ["the picture", *(f"strength {strength:g}" for strength in STRENGTHS)]
     rows = dict(zip(names, torch.stack(drawn, 1), strict=True))
     figures.plot_rows(path, "The same cloth, as another tradition", columns, rows)
@@ -320,11 +322,11 @@ def steer_a_region(lab: Lab, path: Path) -> dict[str, Any]:
 
 def steer_to_a_colour(lab: Lab, path: Path) -> dict[str, Any]:
     """Pull the guess of x_0 to a mean colour, by a gradient that runs through the network."""
-    (x_T, ask), steps = lab.first(3, guidance=1.0), SAMPLING_STEPS["dpmpp"]
+    x_T, ask = lab.first(3, guidance=1.0)
     colour = torch.tensor(COLOUR[: x_T.shape[1]])
     score = partial(steering.colour_log_p, 2 * colour.to(lab.device) - 1)
-    drawn = [draw(lab, "dpmpp", x_T, partial(steering.pull, ask, score, weight, lab.levels), steps)
-             for weight in tqdm(COLOUR_WEIGHTS, "f, colour")]  # fmt: skip
+    pulled = [partial(steering.pull, ask, score, weight, lab.levels) for weight in COLOUR_WEIGHTS]
+    drawn = [draw(lab, "dpmpp", x_T, way, SHORT_STEPS) for way in tqdm(pulled, "f, colour")]
     wanted = colour[:, None, None].expand_as(x_T)
     columns = [*(f"weight {weight}" for weight in COLOUR_WEIGHTS), "the colour"]
     figures.plot_rows(path, "Pulled to a colour", columns, torch.stack([*drawn, wanted], 1))
@@ -345,12 +347,10 @@ def steer_by_a_classifier(lab: Lab, path: Path) -> dict[str, Any]:
             "classifier-free": partial(guess, lab, labels, GUIDANCE)}  # fmt: skip
     rows, recognised = {}, []
     for way, ask in tqdm(ways.items(), "f, classifier"):
-        drawn = draw(lab, "dpmpp", x_T, ask, MORPH_STEPS)
+        drawn = draw(lab, "dpmpp", x_T, ask, SHORT_STEPS)
         rows[way], taken_for = drawn[:6], judge(drawn.to(lab.device)).argmax(1).cpu()
         recognised.append((taken_for == wanted).float().mean().item())
-    figures.plot_rows(
-        path, "A label by a classifier's gradient, and without", judge.names[:6], rows
-    )
+    figures.plot_rows(path, "Labels by a classifier's gradient", judge.names[:6], rows)
     return {"fabrics": len(x_T), "ways": [*ways], "recognised": recognised}
 
 
@@ -358,7 +358,7 @@ def steer_without_seams(lab: Lab, path: Path) -> dict[str, Any]:
     """Roll x_t by a random offset before each step, so that no edge can settle."""
     x_T, ask = lab.first(2)
     rolled = partial(steering.rolled, ask, torch.Generator().manual_seed(lab.options.seed))
-    drawn = [draw(lab, "dpmpp", x_T, asked, SAMPLING_STEPS["dpmpp"])
+    drawn = [draw(lab, "dpmpp", x_T, asked, SHORT_STEPS)
              for asked in tqdm((ask, rolled), "f, seams")]  # fmt: skip
     names, tiles = ["ordinary", "rolled at every step"], torch.stack(drawn, 1)
     figures.plot_rows(path, "Nine tiles of one fabric", names, tiles.repeat(1, 1, 1, 3, 3))

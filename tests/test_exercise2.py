@@ -40,7 +40,7 @@ QUICK = {
     "FAST_STEP_COUNTS": (4, 8),
     "CAPTURE_TIMESTEPS": (59, 40, 20, 0),
     "MORPH_FABRICS": 3,
-    "MORPH_STEPS": 3,
+    "SHORT_STEPS": 3,
     "MORPH_FRAMES": 4,
     "GUIDANCES": (0, 1, 4),
     "STRENGTHS": (0.0, 0.5),
@@ -328,7 +328,7 @@ def test_e_is_smooth_and_has_no_seam(everything, draw):
     assert max(steps) < found["largest_change"] + 0.03, "a jump, or a seam"
     assert sum(steps) / len(steps) == pytest.approx(found["mean_change"], abs=0.03)
     assert rms(frames[0], frames[len(frames) // 2]) > 0.1, "nothing moves"
-    first = draw("dpmpp", QUICK["MORPH_STEPS"], found["seed"])
+    first = draw("dpmpp", QUICK["SHORT_STEPS"], found["seed"])
     assert rms(frames[0][6::12, 6::12], first) < 0.1, "it does not begin with the first fabric"
 
     clip = np.stack(list(imageio.mimread(folder / "ddpm_fabric_morph.mp4", memtest=False))) / 255
