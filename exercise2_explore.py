@@ -16,10 +16,10 @@
 # ///
 """Exercise 2 (modify): take the diffusion process apart and look at every piece.
 
-    python exercise2_explore.py                     all parts, some 20 minutes on two cores
+    python exercise2_explore.py                     all parts, 15 to 20 minutes on two cores
     python exercise2_explore.py --part c d          some of them; these two take seconds
     python exercise2_explore.py --part b --seed 7   another fabric
-    python exercise2_explore.py --part f --picture my.jpg --mask keep.png --label kente
+    python exercise2_explore.py --part inpainting_demo --picture my.jpg --mask keep.png
 
     a  the same noise, drawn in more and more steps     exercise2_sampling_comparison.png
     b  reverse denoising: from noise to a fabric        reverse_diffusion_demo.png, .gif
@@ -32,13 +32,12 @@
     g  the perfect memory, which needs no network       ideal_denoiser_demo.png
 
 Beside each figure stands a .json of the same name with the numbers in it. Parts c, d and f take a
-fabric from the data folder (f: or --picture); where there is none, one that the network has drawn.
+fabric from the data folder, or --picture; where there is none, one that the network has drawn.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import random
 import sys
 import time
@@ -58,37 +57,34 @@ from ddpm_basics import data, figures, hardware, sampling, steering
 from ddpm_basics.console import duration, run_command
 from ddpm_basics.fabrics.drawing import TRADITIONS
 from ddpm_basics.files import check_folder, write_json
-from ddpm_basics.images import decode, find_images, from_picture
+from ddpm_basics.images import decode, find_images, from_picture, save_picture, to_picture
 from ddpm_basics.model import build_diffusion, label_vectors
 from ddpm_basics.options import choose_shown, explore_options
 from ddpm_basics.weight_files import load_weights
 
+DATA = "african_fabric_processed"  # folder of fabrics
 RANDOM_SEED = 42  # decides the noise that fabrics grow out of, and which training fabric is shown
 GUIDANCE = 2.0  # how much of its label a fabric gets: 0 nothing, 1 as trained
 SAMPLING_STEPS = {"dpmpp": 20, "ddim": 250}  # where a part names no others
 SHORT_STEPS = 15  # DPM-Solver++ steps, where many fabrics are drawn: parts e and f
 
-# Part a
+# Parts a and b
 STEP_COUNTS = (50, 100, 250, 500, 1000)  # DDIM steps
 FAST_STEP_COUNTS = (5, 10, 15, 20, 50)  # DPM-Solver++ steps
 NUM_SAMPLES = 1  # fabrics drawn at each number of steps
-
-# Part b
 CAPTURE_TIMESTEPS = (999, 800, 600, 400, 200, 100, 0)  # t; the nearest one visited is shown
 
-# Parts c and d
+# Parts c to e
 FORWARD_TIMESTEPS = (0, 100, 250, 500, 750, 999)  # t
 SCHEDULE = "sigmoid"  # of part c, the module's own; part d compares it with the other two
-
-# Part e
-MORPH_FABRICS = 5
+MORPH_FABRICS = 5  # in the film
 MORPH_FRAMES = 24  # from one fabric to the next
-MORPH_PIXELS = 192  # per side of the films
+MORPH_PIXELS = 192  # per side
 
 # Parts f and g
 GUIDANCES = (0, 1, 2, 3, 5)  # w
 SHOWN_LABELS = ("adinkra", "kente", "ndebele", "wax_print")  # unless --label names others
-STRENGTHS = (0.2, 0.4, 0.6, 0.8, 0.9)  # how far a picture is noised, as a share of all timesteps
+STRENGTHS = (0.2, 0.4, 0.6, 0.7, 0.8)  # how far a picture is noised, as a share of all timesteps
 REGION_STEPS = 30  # ancestral steps around a region that is kept
 REGION_ROUNDS = 4  # how often each of them is taken
 COLOUR = (0.75, 0.3, 0.2)  # red, green, blue
@@ -98,8 +94,6 @@ CLASSIFIED_FABRICS = 12
 COUNTED_FABRICS = 100  # of part g, among which copies are counted
 
 BATCH_SIZE = {"cpu": 4, "mps": 16, "cuda": 64}  # frames the network sees at once
-
-DATA = "african_fabric_processed"
 
 
 @dataclass
@@ -136,7 +130,8 @@ def walk(
     """
     spread = sampling.log_snr_times if sampler == "dpmpp" else sampling.even_times
     x_t, past = x_t.to(lab.device), []
-    for t, s in pairwise(spread(lab.levels, steps, start)):
+    longest = lab.diffusion.num_timesteps if start is None else start + 1
+    for t, s in pairwise(spread(lab.levels, min(steps, longest), start)):
         x_0 = ask(x_t, t)
         yield t, x_t, x_0
         if sampler == "ddim":
@@ -164,12 +159,10 @@ def find_fabric(lab: Lab) -> tuple[Tensor, str]:
     if not path and folder.exists() and (paths := find_images(folder)[0]):
         path = random.Random(seed).choice(paths)
     if path:
-        _, channels, _, side = lab.noise.shape
-        fabric = torch.from_numpy(from_picture(decode(path, side, channels)))[None]
-        return fabric * 2 - 1, str(path)
+        picture = decode(path, lab.noise.shape[-1], lab.diffusion.channels)
+        return torch.from_numpy(from_picture(picture))[None] * 2 - 1, str(path)
     print(f"{folder} holds no fabrics ('python -m ddpm_basics.fabrics' draws some): drawing one.")
-    noise, ask = lab.first(1)
-    *_, (_, _, x_0) = walk(lab, "dpmpp", noise, ask, SAMPLING_STEPS["dpmpp"])
+    *_, (_, _, x_0) = walk(lab, "dpmpp", *lab.first(1), SAMPLING_STEPS["dpmpp"])
     return x_0.cpu(), f"drawn by the network from seed {seed}"
 
 
@@ -196,8 +189,8 @@ def part_a(lab: Lab, path: Path) -> dict[str, Any]:
 def part_b(lab: Lab, path: Path) -> dict[str, Any]:
     """Watch a fabric come out of noise, in a figure and a film."""
     steps = min(SAMPLING_STEPS["ddim"], lab.diffusion.num_timesteps)
-    steps_taken = tqdm(walk(lab, "ddim", *lab.first(1), steps), "b", steps)
-    frames = [(t, x_t[0].cpu(), x_0[0].cpu()) for t, x_t, x_0 in steps_taken]
+    visited = tqdm(walk(lab, "ddim", *lab.first(1), steps), "b", steps)
+    frames = [(t, x_t[0].cpu(), x_0[0].cpu()) for t, x_t, x_0 in visited]
     nearest = {min(frames, key=lambda frame: abs(frame[0] - t))[0] for t in CAPTURE_TIMESTEPS}
     captured = [frame for frame in frames if frame[0] in nearest]
     figures.plot_reverse(path, captured)
@@ -258,7 +251,7 @@ def part_e(lab: Lab, path: Path) -> dict[str, Any]:
 
 def steer_by_guidance(lab: Lab, path: Path) -> dict[str, Any]:
     """Draw one noise as several labels, with more and more of them (Ho & Salimans 2022)."""
-    names = lab.options.label
+    names = lab.options.shown
     x_T = lab.noise[:1].expand(len(names), -1, -1, -1)
     labels = label_vectors(lab.diffusion, names, range(len(names)))
     drawn = torch.stack([draw(lab, "dpmpp", x_T, partial(guess, lab, labels, w), SHORT_STEPS)
@@ -272,13 +265,13 @@ def steer_by_guidance(lab: Lab, path: Path) -> dict[str, Any]:
 
 def steer_a_picture(lab: Lab, path: Path) -> dict[str, Any]:
     """Noise a picture, and walk back from there with other labels (SDEdit, Meng 2022)."""
-    (x_0, source), names = find_fabric(lab), lab.options.label
+    (x_0, source), names = find_fabric(lab), lab.options.shown
     ask = partial(guess, lab, label_vectors(lab.diffusion, names, range(len(names))), GUIDANCE)
     drawn = [figures.pixels(x_0).expand(len(names), -1, -1, -1)]
     for strength in tqdm(STRENGTHS, "f, picture"):
         start = round(strength * lab.diffusion.num_timesteps) - 1  # t counts from 0
         x_t = steering.noised(lab.levels, x_0, start, lab.noise[:1]).expand_as(drawn[0])
-        steps = math.ceil(strength * SHORT_STEPS)  # the share of the walk that is left
+        steps = max(1, round(strength * SHORT_STEPS))  # fewer where less is left to do
         drawn.append(draw(lab, "dpmpp", x_t, ask, steps, start=start))
     columns = ["the picture", *(f"strength {strength:g}" for strength in STRENGTHS)]
     rows = dict(zip(names, torch.stack(drawn, 1), strict=True))
@@ -293,7 +286,8 @@ def draw_around(lab: Lab, x_0: Tensor, mask: Tensor, ask: steering.Ask, rounds: 
     seeds = range(lab.options.seed, lab.options.seed + len(x_0))
     x_t, generators = sampling.starting_noise(seeds, x_0.shape[1:])
     x_0, mask, x_t = (tensor.to(lab.device) for tensor in (x_0, mask, x_t))
-    for t, s in pairwise(sampling.even_times(lab.levels, REGION_STEPS)):
+    steps = min(REGION_STEPS, lab.diffusion.num_timesteps)
+    for t, s in pairwise(sampling.even_times(lab.levels, steps)):
         for rounds_left in reversed(range(rounds)):
             x_s = sampling.ancestral_step(lab.levels, x_t, ask(x_t, t), t, s, generators)
             x_s = steering.keep_region(lab.levels, x_s, x_0, mask, s, generators)
@@ -304,15 +298,15 @@ def draw_around(lab: Lab, x_0: Tensor, mask: Tensor, ask: steering.Ask, rounds: 
 def steer_a_region(lab: Lab, path: Path) -> dict[str, Any]:
     """Keep half a fabric, a frame, or what --mask keeps, and draw the rest (RePaint)."""
     x_0, source = find_fabric(lab)
-    label = [name for name in lab.diffusion.label_names if name == Path(source).parent.name]
+    own = [n for n in lab.diffusion.label_names if Path(source).parent == lab.options.data / n]
+    label = (lab.options.label or own)[:1]
     ask = partial(guess, lab, label_vectors(lab.diffusion, label, [0]), 1.0)
     columns = ["kept", "steps taken once", f"steps taken {REGION_ROUNDS} times", "the picture"]
     rows, contrasts = {}, {}
     masks = steering.read_masks(x_0.shape[-1], lab.options.mask)
     for name, mask in tqdm(masks.items(), "f, region"):
         drawn = [draw_around(lab, x_0, mask, ask, rounds) for rounds in (1, REGION_ROUNDS)]
-        kept = torch.where(mask, x_0, torch.ones(()))
-        rows[name] = figures.pixels(torch.cat([kept, *drawn, x_0]))
+        rows[name] = figures.pixels(torch.cat([x_0 * mask, *drawn, x_0]))  # 0 is grey
         borders = [steering.border_contrast(image, mask) for image in (*drawn, x_0)]
         contrasts[name] = dict(zip(columns[1:], borders, strict=True))
     figures.plot_rows(path, "What is kept, and what is drawn around it", columns, rows)
@@ -329,16 +323,18 @@ def steer_to_a_colour(lab: Lab, path: Path) -> dict[str, Any]:
     drawn = [draw(lab, "dpmpp", x_T, way, SHORT_STEPS) for way in tqdm(pulled, "f, colour")]
     wanted = colour[:, None, None].expand_as(x_T)
     columns = [*(f"weight {weight}" for weight in COLOUR_WEIGHTS), "the colour"]
-    figures.plot_rows(path, "Pulled to a colour", columns, torch.stack([*drawn, wanted], 1))
+    rows = enumerate(torch.stack([*drawn, wanted], 1), lab.options.seed)
+    figures.plot_rows(path, "Pulled to a colour", columns, {f"seed {i}": row for i, row in rows})
     errors = [figures.distance(images.mean((2, 3)), wanted[..., 0, 0]) for images in drawn]
-    return {"colour": COLOUR, "weights": COLOUR_WEIGHTS, "distance_of_mean_colour": errors}
+    return {"colour": colour.tolist(), "weights": COLOUR_WEIGHTS, "distance_of_mean_colour": errors}
 
 
 def steer_by_a_classifier(lab: Lab, path: Path) -> dict[str, Any]:
     """Ask for labels by a classifier's gradient, and by the network's own guidance."""
     cache, side = lab.options.output_dir / ".cache", lab.noise.shape[-1]
     noised, judge = steering.tradition_classifiers(cache, lab.levels, side, lab.device)
-    x_T, plain = lab.noise[:CLASSIFIED_FABRICS], partial(guess, lab, None, 1.0)
+    # The classifier looks at x_t alone, so no gradient runs through the network.
+    x_T, plain = lab.noise[:CLASSIFIED_FABRICS], torch.no_grad()(partial(guess, lab, None, 1.0))
     wanted = torch.arange(len(x_T)) % len(judge.names)
     score = partial(steering.label_log_p, noised, wanted)
     labels = label_vectors(lab.diffusion, judge.names, range(len(x_T)))
@@ -350,7 +346,8 @@ def steer_by_a_classifier(lab: Lab, path: Path) -> dict[str, Any]:
         drawn = draw(lab, "dpmpp", x_T, ask, SHORT_STEPS)
         rows[way], taken_for = drawn[:6], judge(drawn.to(lab.device)).argmax(1).cpu()
         recognised.append((taken_for == wanted).float().mean().item())
-    figures.plot_rows(path, "Labels by a classifier's gradient", judge.names[:6], rows)
+    columns = judge.names[: len(rows[way])]
+    figures.plot_rows(path, "Labels by a classifier's gradient", columns, rows)
     return {"fabrics": len(x_T), "ways": [*ways], "recognised": recognised}
 
 
@@ -361,15 +358,16 @@ def steer_without_seams(lab: Lab, path: Path) -> dict[str, Any]:
     drawn = [draw(lab, "dpmpp", x_T, asked, SHORT_STEPS)
              for asked in tqdm((ask, rolled), "f, seams")]  # fmt: skip
     names, tiles = ["ordinary", "rolled at every step"], torch.stack(drawn, 1)
-    figures.plot_rows(path, "Nine tiles of one fabric", names, tiles.repeat(1, 1, 1, 3, 3))
+    rows = {f"seed {lab.options.seed}": tiles[0].repeat(1, 1, 3, 3)}
+    figures.plot_rows(path, "Nine tiles of one fabric", names, rows)
+    save_picture(to_picture(tiles[0, 1]), path.with_name("tile_demo_single.png"))
     return {"cloth": names, "contrast_at_the_seam": [*map(steering.seam_contrast, drawn)]}
 
 
 def part_g(lab: Lab, path: Path) -> dict[str, Any]:
     """Draw with the best denoiser for exactly the training images, and with the network."""
-    data.provide(lab.options.data)
-    _, channels, _, side = lab.noise.shape
-    images = data.read_images(lab.options.data, side, channels)[0].images
+    side = lab.noise.shape[-1]
+    images = data.read_images(lab.options.data, side, lab.diffusion.channels)[0].images
     known = (images.float() / 127.5 - 1).to(lab.device)
     ways = {"memory": partial(steering.ideal_x_0, known, lab.levels),
             "network": partial(guess, lab, None, 1.0)}  # fmt: skip
@@ -379,9 +377,10 @@ def part_g(lab: Lab, path: Path) -> dict[str, Any]:
         drawn = torch.cat([draw(lab, "dpmpp", x_T, ask, SAMPLING_STEPS["dpmpp"])
                            for x_T in tqdm(batches, f"g, {way}")])  # fmt: skip
         nearest, copied = steering.nearest(drawn, images)
-        rows |= {way: drawn[:5], f"nearest to {way}": nearest[:5]}
+        rows |= {way: drawn[:5], f"{way}'s nearest": nearest[:5]}
         copies[way] = copied.float().mean().item()
-    figures.plot_rows(path, "Perfect memory", [f"noise {i + 1}" for i in range(5)], rows)
+    columns = [f"noise {i + 1}" for i in range(len(rows["memory"]))]
+    figures.plot_rows(path, "Perfect memory", columns, rows)
     return {"images": len(images), "fabrics": COUNTED_FABRICS, "copies": copies}
 
 
@@ -410,17 +409,19 @@ def explore(options: argparse.Namespace) -> None:
     print(f"{facts.describe(options.weights)}; on {hardware.describe(device)} in {precision}")
     hardware.prepare_to_sample(diffusion, device, precision)
     check_folder(options.output_dir)
-    options.label = choose_shown(options, facts.labels, SHOWN_LABELS)
+    steering.check_input(options, diffusion)
+    options.shown = choose_shown(options, facts.labels, SHOWN_LABELS)
     count = max(NUM_SAMPLES, MORPH_FABRICS, CLASSIFIED_FABRICS, COUNTED_FABRICS)
     seeds = range(options.seed, options.seed + count)
     noise, _ = sampling.starting_noise(seeds, (diffusion.channels, *diffusion.image_size))
     labels = label_vectors(diffusion, facts.labels, range(count))
-    levels = sampling.noise_levels(diffusion)
-    lab = Lab(options, diffusion, device, precision, levels, noise, labels)
+    lab = Lab(
+        options, diffusion, device, precision, sampling.noise_levels(diffusion), noise, labels
+    )
     ours = set(TRADITIONS) <= {*facts.labels} and diffusion.channels == 3
     there = {"labels": bool(facts.labels), "the twelve traditions in colour": ours}
     for part, work, name, *needed in PARTS:
-        if part not in options.part:
+        if not {part, Path(name).stem} & {*options.part}:
             continue
         if not all(there[what] for what in needed):
             print(f"Part {part}: left out {name}, as {options.weights} does not know {needed[0]}.")
@@ -429,19 +430,19 @@ def explore(options: argparse.Namespace) -> None:
         numbers, seconds = work(lab, path), time.perf_counter() - begun
         record = {"seed": options.seed, "device": hardware.describe(device), "precision": precision}
         write_json(path.with_suffix(".json"), {**record, **numbers, "seconds": seconds})
-        files = ", ".join(map(str, sorted(options.output_dir.glob(f"{path.stem}.*"))))
+        files = ", ".join(map(str, sorted(options.output_dir.glob(f"{path.stem}*"))))
         print(f"Part {part}: wrote {files} in {duration(seconds)}.")
     print(f"Done in {duration(time.perf_counter() - started)}.")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the exercise; return the exit code."""
-    parts, about = sorted({row[0] for row in PARTS}), __doc__.split("\n\n")[0]
+    about, parts = __doc__.split("\n\n")[0], {Path(row[2]).stem: row[0] for row in PARTS}
     options = explore_options(argv, about, parts=parts, seed=RANDOM_SEED, data=DATA)
     return run_command(
         lambda: explore(options),
         after_interrupt=f"The parts that were finished are in {options.output_dir}.",
-        if_memory_ends="lower BATCH_SIZE or NUM_SAMPLES at the top of the script.",
+        if_memory_ends="lower BATCH_SIZE, or numbers of fabrics, at the top of the script.",
     )
 
 

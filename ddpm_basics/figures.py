@@ -255,18 +255,15 @@ def plot_schedules(
             tiles[i, 0].set_ylabel(name, color=COLORS[name])
 
 
-def plot_rows(
-    path: Path, title: str, columns: Sequence[str], rows: Mapping[str, Tensor] | Tensor
-) -> None:
-    """Draw {name of a row: images [columns, c, h, w] in [0, 1]}, or such rows without names."""
-    if isinstance(rows, Tensor):
-        rows = {" " * i: images for i, images in enumerate(rows)}
+def plot_rows(path: Path, title: str, columns: Sequence[str], rows: Mapping[str, Tensor]) -> None:
+    """Draw {name of a row: images [columns, c, h, w] in [0, 1]}."""
     with new_figure(path, 0.6 + len(rows) * WIDTH / (len(columns) + 0.3), title) as figure:
         grid = figure.subplots(len(rows), len(columns), squeeze=False)
         for i, (name, images) in enumerate(rows.items()):
             for axes, text, image in zip(grid[i], columns, images, strict=True):
                 show(axes, image, title=text if i == 0 else "")
-            grid[i, 0].set_ylabel(name)
+            shown = name.encode(errors="backslashreplace").decode()  # a file's may be no text
+            grid[i, 0].set_ylabel(shown, parse_math=False)
 
 
 # ---- Exercise 3 ----------------------------------------------------------------------------------

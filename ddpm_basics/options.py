@@ -109,20 +109,24 @@ def choose_labels(
 
 
 def explore_options(
-    argv: Sequence[str] | None, description: str, *, parts: Sequence[str], seed: int, data: str
+    argv: Sequence[str] | None, description: str, *, parts: Mapping[str, str], seed: int, data: str
 ) -> argparse.Namespace:
-    """Read the command line of exercise 2."""
+    """Read the command line of exercise 2; `parts` holds {name of a figure: its part}."""
     parser = new_parser(description)
     add = parser.add_argument
-    add("--part", nargs="+", choices=parts, default=parts, help="parts to run")
+    letters = sorted({*parts.values()})
+    add("--part", nargs="+", choices=[*letters, *parts], default=letters, metavar="PART",
+        help="a steps, b from noise, c to noise, d schedules, e morph, f steering, g memory; or a "
+        "figure, such as sdedit_demo (default: all)")  # fmt: skip
     add("--weights", type=Path, default=default_weights(), help="weight file (.pt)")
     add("--data", type=Path, default=data, help="folder of fabrics, for parts c, d, f and g")
     add("--picture", type=Path, default=argparse.SUPPRESS, metavar="FILE",
         help="picture for parts c, d and f (default: one of the data)")  # fmt: skip
     add("--mask", type=Path, default=argparse.SUPPRESS, metavar="FILE",
-        help="for part f: white stays, black is drawn anew (default: two shapes)")  # fmt: skip
+        help="for inpainting_demo: white stays, black is new (default: two shapes)")  # fmt: skip
     add("--label", nargs="+", default=argparse.SUPPRESS,
-        help="for part f: what to draw (default: four of the weights' labels)")  # fmt: skip
+        help="for part f: what to draw (default: four of the weights' labels; around a region, "
+        "that of the picture's folder)")  # fmt: skip
     add("--output-dir", type=Path, default=".", help="where figures and measurements go")
     add_common(parser, seed)
     return parser.parse_args(argv, argparse.Namespace(picture=None, mask=None, label=None))
@@ -139,7 +143,8 @@ def choose_shown(
         if name not in known:
             among = f", but {', '.join(known)}" if known else ""
             raise UserError(f"{options.weights} knows no {name}{among}.")
-    return options.label or [name for name in usual if name in known] or [*known[:4]]
+    typed = [*dict.fromkeys(options.label or ())]
+    return typed or [name for name in usual if name in known] or [*known[:4]]
 
 
 def train_options(

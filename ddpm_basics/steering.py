@@ -7,15 +7,20 @@ a picture is kept.
 
 from __future__ import annotations
 
+import argparse
 import math
+import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import torch
+from denoising_diffusion_pytorch import GaussianDiffusion
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ddpm_basics import data
 from ddpm_basics.console import UserError
 from ddpm_basics.evaluation.copies import find_neighbours, is_copy
 from ddpm_basics.evaluation.features import Classifier, train_classifier
@@ -25,6 +30,7 @@ from ddpm_basics.fabrics.folder import draw_fabrics
 from ddpm_basics.files import write_atomically
 from ddpm_basics.images import decode, from_picture, read_folder
 from ddpm_basics.sampling import Levels, fresh_noise
+from ddpm_basics.weight_files import UNREADABLE, read_checkpoint
 
 Ask = Callable[[Tensor, int], Tensor]  # x_t and t to a guess of x_0
 
@@ -32,11 +38,29 @@ CPU = torch.device("cpu")
 CLASSIFIER_FABRICS = 1200  # that each classifier learns from
 
 
+def check_input(options: argparse.Namespace, diffusion: GaussianDiffusion) -> None:
+    """Read what the parts of exercise 2 are going to need, before any of them takes its minutes.
+
+    Raises UserError for a picture, a mask or a data folder that will not do.
+    """
+    side = diffusion.image_size[0]
+    if options.picture:
+        decode(options.picture, side)
+    if options.mask:
+        read_masks(side, options.mask)
+    if {"g", "ideal_denoiser_demo"} & {*options.part}:
+        data.provide(options.data)
+        data.read_images(options.data, side, diffusion.channels)
+
+
 # ---- A half-noised picture, a kept region --------------------------------------------------------
 
 
 def noised(levels: Levels, x_0: Tensor, t: int, noise: Tensor) -> Tensor:
-    """Mix images and noise to x_t (Ho 2020, equation 4); t = -1 leaves them as they are."""
+    """Mix images and noise to x_t (Ho 2020, equation 4).
+
+    The last entry of the levels is that of clean images, so t = -1 leaves them as they are.
+    """
     return levels.alpha[t] * x_0 + levels.sigma[t] * noise
 
 
@@ -69,15 +93,11 @@ def noise_again(
 
 
 def read_masks(side: int, path: Path | None) -> dict[str, Tensor]:
-    """Return masks by name: the left half, a frame, and that of a picture, white where it keeps.
+    """Return masks by name: that of a picture, white where it keeps, or the left half and a frame.
 
-    Raises UserError for a picture that keeps all or nothing.
+    Of the picture the central square counts, as of those that are drawn into. Raises UserError for
+    one that keeps all or nothing.
     """
-    half, frame = torch.zeros(2, 1, 1, side, side, dtype=torch.bool)
-    half[..., : side // 2] = True
-    frame[:] = True
-    frame[..., side // 4 : -(side // 4), side // 4 : -(side // 4)] = False
-    masks = {"half": half, "frame": frame}
     if path:
         whole = decode(path).convert("L")
         square = ImageOps.fit(whole, (side, side), Image.Resampling.NEAREST)
@@ -85,19 +105,27 @@ def read_masks(side: int, path: Path | None) -> dict[str, Tensor]:
         if own.all() or not own.any():
             raise UserError(f"{path} keeps {'all' if own.all() else 'nothing'}: paint white what "
                             "is to be kept, and black what is to be drawn anew.")  # fmt: skip
-        masks[path.name] = own  # with its ending, so that it takes no other's place
-    return masks
+        return {path.name: own}
+    half, frame = torch.zeros(2, 1, 1, side, side, dtype=torch.bool)
+    half[..., : side // 2] = True
+    frame[:] = True
+    frame[..., side // 4 : -(side // 4), side // 4 : -(side // 4)] = False
+    return {"half": half, "frame": frame}
 
 
-def border_contrast(images: Tensor, mask: Tensor) -> float:
-    """Return the step between neighbouring pixels across a mask's border, over that elsewhere."""
+def border_contrast(images: Tensor, mask: Tensor) -> float | None:
+    """Return how much neighbours differ across a mask's border, over how much they do elsewhere.
+
+    None where there is no border, or no difference elsewhere.
+    """
     across, elsewhere = [], []
     for axis in (-2, -1):
         steps = images.diff(dim=axis).abs().mean((0, 1), keepdim=True)
         border = mask.int().diff(dim=axis) != 0
         across.append(steps[border])
         elsewhere.append(steps[~border])
-    return float(torch.cat(across).mean() / torch.cat(elsewhere).mean())
+    contrast = float(torch.cat(across).mean() / torch.cat(elsewhere).mean())
+    return contrast if math.isfinite(contrast) else None
 
 
 # ---- Pulls ---------------------------------------------------------------------------------------
@@ -114,9 +142,9 @@ def pull(
     """Return the guess of x_0, moved to where log p(wanted | x_t) rises.
 
     log_p(x_t, x_0, t) gives a number per image (n,). By Bayes' rule its gradient adds to that of
-    log p(x_t); in the guess of x_0 that makes sigma^2 / alpha times as much (Dhariwal & Nichol
-    2021, algorithm 2, written for x_0). Where log_p looks at x_0, the gradient runs through the
-    network.
+    log p(x_t). The guess is x_0 = (x_t + sigma^2 grad log p(x_t)) / alpha, so it moves by
+    sigma^2 / alpha times as much (Dhariwal & Nichol 2021, algorithm 2, written for x_0). Where
+    log_p looks at x_0, the gradient runs through the network.
     """
     with torch.enable_grad():
         x_t = x_t.detach().requires_grad_()
@@ -142,26 +170,38 @@ def tradition_classifiers(
 ) -> tuple[Classifier, Classifier]:
     """Return a classifier of noised fabrics, and one that judges: of other fabrics, without noise.
 
-    Their fabrics are drawn and both are trained once, in about a minute; `cache` keeps them.
+    Their fabrics are drawn and both are trained once, in about a minute; `cache` keeps them, the
+    first for each schedule. One that cannot be read is trained anew.
     """
     generator = torch.Generator().manual_seed(0)
-    found: list[Classifier] = []
-    for name, split, spoil in (("noised", "train", partial(noised_at_random, levels, generator)),
-                               ("judge", "heldout", None)):  # fmt: skip
-        path = cache / f"{name}_{side}.pt"
-        if path.exists():
-            classifier = Classifier(sorted(TRADITIONS)).to(device)
-            classifier.load_state_dict(torch.load(path, map_location=device, weights_only=True))
-        else:
-            folder = cache / f"{split}_{side}"
-            draw_fabrics(folder, split=split, count=CLASSIFIER_FABRICS, seed=len(found), size=side)
-            drawn = read_folder(folder)
-            fabrics = Fabrics(folder, drawn.labels, torch.from_numpy(drawn.pixels))
-            classifier = train_classifier(fabrics, len(found), device, spoil)
-            with write_atomically(path) as temporary:
-                torch.save(classifier.state_dict(), temporary)
-        found.append(classifier.eval())
-    return found[0], found[1]
+    spoil = partial(noised_at_random, levels, generator)
+    schedule = f"{zlib.crc32(repr(levels).encode()):08x}"
+    noised = tradition_classifier(cache, f"noised_{schedule}", "train", 0, side, device, spoil)
+    return noised, tradition_classifier(cache, "judge", "heldout", 1, side, device)
+
+
+def tradition_classifier(
+    cache: Path,
+    name: str,
+    split: str,
+    seed: int,
+    side: int,
+    device: torch.device,
+    spoil: Callable[[Tensor], Tensor] | None = None,
+) -> Classifier:
+    """Return a classifier from the cache, or draw its fabrics, train it and put it there."""
+    path, folder = cache / f"{name}_{side}.pt", cache / f"{split}_{side}"
+    with suppress(UserError, *UNREADABLE):
+        kept = Classifier(sorted(TRADITIONS))
+        kept.load_state_dict(read_checkpoint(path))
+        return kept.to(device).eval()
+    draw_fabrics(folder, split=split, count=CLASSIFIER_FABRICS, seed=seed, size=side)
+    drawn = read_folder(folder)
+    fabrics = Fabrics(folder, drawn.labels, torch.from_numpy(drawn.pixels))
+    classifier = train_classifier(fabrics, seed, device, spoil)
+    with write_atomically(path) as temporary:
+        torch.save(classifier.state_dict(), temporary)
+    return classifier.eval()
 
 
 def noised_at_random(levels: Levels, generator: torch.Generator, images: Tensor) -> Tensor:
@@ -186,12 +226,13 @@ def rolled(ask: Ask, generator: torch.Generator, x_t: Tensor, t: int) -> Tensor:
     return ask(x_t.roll((down, right), (2, 3)), t).roll((-down, -right), (2, 3))
 
 
-def seam_contrast(images: Tensor) -> float:
-    """Return the step across the seams of a tiling, over that between neighbours elsewhere."""
+def seam_contrast(images: Tensor) -> float | None:
+    """Return how much neighbours differ across the seams of a tiling, over elsewhere; or None."""
     height, width = images.shape[2:]
     lower = torch.arange(height) >= height // 2
     right = torch.arange(width) >= width // 2
-    # Rolled by half, the picture has its seams in the middle.
+    # Rolled by half, the picture has its seams in the middle: a cross, the border of the squares
+    # of a chessboard of two by two.
     middle = images.roll((height // 2, width // 2), (2, 3)).cpu()
     return border_contrast(middle, (lower[:, None] ^ right)[None, None])
 
@@ -216,9 +257,11 @@ def ideal_x_0(images: Tensor, levels: Levels, x_t: Tensor, t: int) -> Tensor:
 def nearest(samples: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the training image nearest to each sample, and whether the sample is a copy of it.
 
-    samples (n, c, h, w) in [0, 1], images (N, c, h, w) uint8, all on the CPU.
+    It is mirrored where its mirror image is nearer. samples (n, c, h, w) in [0, 1], images
+    (N, c, h, w) uint8, all on the CPU.
     """
     own = (samples * 255).round().to(torch.uint8)
     known = Fabrics(Path("training images"), [""] * len(images), images)
     found = find_neighbours(Fabrics(Path("samples"), [""] * len(own), own), known, CPU)
-    return images[found.index[:, 0]] / 255, torch.from_numpy(is_copy(found)[0])
+    shown, mirrored = images[found.index[:, 0]] / 255, found.mirrored[:, 0, None, None, None]
+    return torch.where(mirrored, shown.flip(-1), shown), torch.from_numpy(is_copy(found)[0])

@@ -298,7 +298,8 @@ def test_what_a_mac_leaves_beside_a_picture_is_none(tmp_path):
     Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
     for seed in range(8):
         options = Namespace(data=tmp_path, seed=seed, picture=None)
-        lab = Namespace(options=options, noise=torch.zeros(1, 1, 16, 16))
+        grey = Namespace(channels=1)
+        lab = Namespace(options=options, noise=torch.zeros(1, 1, 16, 16), diffusion=grey)
         fabric, source = exercise2.find_fabric(lab)
         assert source == str(tmp_path / "a.png")
         assert fabric.shape == (1, 1, 16, 16), "grey, as the network is"
@@ -391,8 +392,11 @@ def test_f_and_g_write_their_files(steered):
     folder, said = steered
     names = [*STEERED, "ideal_denoiser_demo"]
     assert {path.name for path in folder.iterdir()} == {
-        ".cache", *(f"{name}.png" for name in names), *(f"{name}.json" for name in names)
+        ".cache", "tile_demo_single.png",
+        *(f"{name}.png" for name in names), *(f"{name}.json" for name in names),
     }  # fmt: skip
+    with Image.open(folder / "tile_demo_single.png") as tile:
+        assert tile.size == (SIZE, SIZE)
     for name in names:
         with Image.open(folder / f"{name}.png") as figure:
             assert figure.width == 1400
@@ -403,7 +407,7 @@ def test_f_numbers(steered):
     folder, _ = steered
     guided = numbers(folder, "guidance_demo")
     assert guided["labels"] == ["adinkra", "kente", "ndebele", "wax_print"]
-    assert len(guided["contrast"]) == len(guided["at_the_ends"]) == 3
+    assert len({*guided["contrast"]}) == len(guided["at_the_ends"]) == 3
     noised = numbers(folder, "sdedit_demo")
     assert noised["distance"][0] < 1e-6 < noised["distance"][1], "strength 0 is the picture"
     around = numbers(folder, "inpainting_demo")
@@ -413,7 +417,8 @@ def test_f_numbers(steered):
     judged = numbers(folder, "classifier_demo")
     assert judged["ways"] == ["no label", "classifier", "classifier-free"]
     assert all(0 <= share <= 1 for share in judged["recognised"])
-    assert len(numbers(folder, "tile_demo")["contrast_at_the_seam"]) == 2
+    ordinary, rolled = numbers(folder, "tile_demo")["contrast_at_the_seam"]
+    assert ordinary != rolled
 
 
 def test_g_memory_copies(steered):
@@ -424,20 +429,32 @@ def test_g_memory_copies(steered):
 
 
 def test_f_takes_what_the_reader_brings(told_weights, data, tmp_path):
-    """A picture, a mask, labels: they stand in the records and in the figure."""
-    Image.linear_gradient("L").resize((40, 30)).save(tmp_path / "mine.jpg")
+    """A picture without contrast, a mask with a name that is no formula, labels, two figures."""
+    Image.new("L", (40, 30), 128).save(tmp_path / "mine.png")
     mask = Image.new("1", (50, 50))
     mask.paste(1, (0, 0, 50, 20))
-    mask.save(tmp_path / "keep.png")
-    only = [row for row in exercise2.PARTS if row[2] in ("sdedit_demo.png", "inpainting_demo.png")]
+    mask.save(tmp_path / "$\\keep$.png")
     folder, _ = run_parts(
-        tmp_path / "out", told_weights, data, "f", "--picture", tmp_path / "mine.jpg", "--mask",
-        tmp_path / "keep.png", "--label", "kuba", PARTS=only,
+        tmp_path / "out", told_weights, data, ["sdedit_demo", "inpainting_demo"], "--picture",
+        tmp_path / "mine.png", "--mask", tmp_path / "$\\keep$.png", "--label", "kuba", "kuba",
     )  # fmt: skip
+    names = {path.stem for path in folder.iterdir()}
+    assert names == {"sdedit_demo", "inpainting_demo"}
     assert numbers(folder, "sdedit_demo")["labels"] == ["kuba"]
     around = numbers(folder, "inpainting_demo")
-    assert around["picture"] == str(tmp_path / "mine.jpg")
-    assert list(around["contrast_at_the_border"]) == ["half", "frame", "keep.png"]
+    assert around["picture"] == str(tmp_path / "mine.png")
+    assert around["label"] == ["kuba"]
+    assert around["contrast_at_the_border"]["$\\keep$.png"]["the picture"] is None
+
+
+@pytest.mark.parametrize(("option", "what"), [
+    ("--picture", "none.jpg"), ("--mask", "none.png"), ("--data", "few")])  # fmt: skip
+def test_what_will_not_do_is_refused_before_anything_is_drawn(option, what, weights, tmp_path):
+    write_blocks(tmp_path / "few", 3, SIZE)
+    _, said = run_parts(tmp_path / "out", weights, tmp_path / "few", "cfg", option,
+                        tmp_path / what, code=1)  # fmt: skip
+    assert what in said.err
+    assert not [*tmp_path.glob("out/*")]
 
 
 def test_f_without_labels(weights, data, tmp_path):
@@ -447,7 +464,8 @@ def test_f_without_labels(weights, data, tmp_path):
     left_out = re.findall(r"left out (\w+)\.png, as .* does not know (.*)\.", said.out)
     assert left_out == [("guidance_demo", "labels"), ("sdedit_demo", "labels"),
                         ("classifier_demo", "the twelve traditions in colour")]  # fmt: skip
-    assert {path.stem for path in folder.iterdir()} == {"inpainting_demo", "tile_demo"}
+    assert {path.stem for path in folder.iterdir()} == {
+        "inpainting_demo", "tile_demo", "tile_demo_single"}  # fmt: skip
 
 
 def test_the_figures_of_the_shipped_weights_show_what_they_say():

@@ -16,6 +16,7 @@ from tiny_networks import SIZE, make_diffusion, teach
 
 from ddpm_basics import sampling, steering
 from ddpm_basics.console import UserError
+from ddpm_basics.evaluation.features import train_classifier
 from ddpm_basics.files import file_digest
 from ddpm_basics.options import WEIGHTS
 
@@ -83,6 +84,17 @@ def test_noise_again_has_the_right_amount():
     assert x_t.std().item() == pytest.approx(levels.sigma[600], abs=0.04)
 
 
+def test_what_is_kept_is_as_noisy_as_the_rest():
+    levels = sampling.noise_levels(make_diffusion())
+    _, generators = sampling.starting_noise(range(2000), (1, 1, 2))
+    picture, mask = torch.full((2000, 1, 1, 2), 0.5), torch.tensor([True, False]).view(1, 1, 1, 2)
+    x_s = torch.zeros(2000, 1, 1, 2)
+    kept, new = steering.keep_region(levels, x_s, picture, mask, 400, generators).unbind(-1)
+    assert kept.mean().item() == pytest.approx(0.5 * levels.alpha[400], abs=0.06)
+    assert kept.std().item() == pytest.approx(levels.sigma[400], abs=0.04)
+    assert not new.any()
+
+
 # ---- Masks and pictures --------------------------------------------------------------------------
 
 
@@ -95,11 +107,11 @@ def test_masks(tmp_path):
     kept = np.zeros((30, 40), bool)
     kept[:, :20] = True  # of a picture that is wider than high
     path = paint(tmp_path / "mine.png", kept)
-    masks = steering.read_masks(10, path)
-    assert list(masks) == ["half", "frame", "mine.png"]
-    assert torch.equal(masks["mine.png"], masks["half"]), "cut to its central square"
-    assert masks["frame"][0, 0].sum().item() == 100 - 6 * 6
-    assert {mask.shape for mask in masks.values()} == {(1, 1, 10, 10)}
+    own, usual = steering.read_masks(10, path), steering.read_masks(10, None)
+    assert (list(own), list(usual)) == (["mine.png"], ["half", "frame"])
+    assert torch.equal(own["mine.png"], usual["half"]), "cut to its central square"
+    assert usual["frame"][0, 0].sum().item() == 100 - 6 * 6
+    assert {mask.shape for mask in usual.values()} == {(1, 1, 10, 10)}
 
 
 @pytest.mark.parametrize(("kept", "word"), [(True, "all"), (False, "nothing")])
@@ -170,16 +182,33 @@ def test_classifiers_are_trained_once(tmp_path, monkeypatch):
     """One of noised fabrics and one that judges; what they were trained to stays in the cache."""
     monkeypatch.setattr(steering, "CLASSIFIER_FABRICS", 24)
     monkeypatch.setattr("ddpm_basics.evaluation.features.CLASSIFIER_STEPS", 2)
+    trained_on = []
+
+    def train(fabrics, seed, device, spoil):
+        trained_on.append((fabrics.folder.name, seed, spoil is not None))
+        return train_classifier(fabrics, seed, device, spoil)
+
+    monkeypatch.setattr(steering, "train_classifier", train)
     levels = sampling.noise_levels(make_diffusion())
     find = partial(steering.tradition_classifiers, tmp_path, levels, SIZE, torch.device("cpu"))
     first = find()
-    monkeypatch.setattr(steering, "train_classifier", None)  # cannot be called again
+    judge = (f"heldout_{SIZE}", 1, False)
+    assert trained_on == [(f"train_{SIZE}", 0, True), judge]
     x, wanted = torch.rand(3, 3, SIZE, SIZE), torch.tensor([0, 5, 11])
     for trained, kept in zip(first, find(), strict=True):
         assert torch.allclose(trained(x), kept(x), atol=1e-6)
+    assert len(trained_on) == 2
     log_p = steering.label_log_p(first[0], wanted, 2 * x - 1, None, 0)
     assert torch.equal(log_p, first[0](x).log_softmax(1)[range(3), wanted])
     assert not torch.equal(first[0](x), first[1](x))
+    # Another schedule has its own, and one that cannot be read is trained anew.
+    for damage in (b"", b"none of it", (tmp_path / f"judge_{SIZE}.pt").read_bytes()[:-1000]):
+        (tmp_path / f"judge_{SIZE}.pt").write_bytes(damage)
+        find()
+        assert trained_on.pop() == judge
+    other = sampling.noise_levels(make_diffusion(beta_schedule="linear"))
+    steering.tradition_classifiers(tmp_path, other, SIZE, torch.device("cpu"))
+    assert trained_on[2:] == [(f"train_{SIZE}", 0, True)]
 
 
 def test_noise_at_random_is_that_of_the_process():
@@ -216,7 +245,9 @@ def test_contrast_at_seams_and_borders():
     assert steering.seam_contrast(specks) == pytest.approx(1, abs=0.15)
     assert steering.seam_contrast(ramp) > 10
     half = steering.read_masks(32, None)["half"]
-    assert steering.border_contrast(half.float(), half) == float("inf")
+    assert steering.seam_contrast(ramp.mT) > 10
+    assert steering.border_contrast(half.float(), half) is None, "nothing elsewhere"
+    assert steering.border_contrast(specks, torch.ones_like(half)) is None, "no border"
     assert steering.border_contrast(ramp, half) == pytest.approx(2, rel=0.1)  # none downwards
 
 
@@ -251,6 +282,7 @@ def test_perfect_memory_draws_training_images_only():
     nearest, copied = steering.nearest((x_t + 1) / 2, images)
     assert copied.all()
     assert ((x_t + 1) / 2 - nearest).abs().max() < 1 / 255
+    assert torch.equal(steering.nearest(nearest.flip(-1), images)[0], nearest.flip(-1))
 
 
 def check_memory(rows):
