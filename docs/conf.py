@@ -11,7 +11,7 @@ copyright = "the authors of the course, MIT licence"
 version = release = "12.3.1"
 language = "en"
 
-extensions = ["sphinx_design", "sphinx_copybutton", "mathml", "measured", "lesson_parts",
+extensions = ["sphinx_design", "sphinx_copybutton", "mathml", "measured", "minutes", "lesson_parts",
               "bundle"]  # fmt: skip
 exclude_patterns = ["_build"]
 math_number_all = False
@@ -19,6 +19,7 @@ math_eqref_format = "({number})"
 numfig = True
 numfig_format = {"figure": "Figure %s", "table": "Table %s", "code-block": "Listing %s"}
 highlight_language = "python"
+colab_repository = ""  # "owner/name/blob/branch" on GitHub: each lab then links to Colab
 nitpicky = True
 smartquotes = False
 

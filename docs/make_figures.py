@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -55,6 +56,7 @@ MANIFEST = IMAGES / "figures.json"
 WEIGHTS = ROOT / "models" / "ddpm_african_fabrics.pt"
 DATA = ROOT / "african_fabric_processed"
 FROM_SCRATCH = ROOT / "docs" / "ddpm_from_scratch.py"
+MAIN = ("index", "1_noise", "2_denoising", "3_training")  # pages
 MACHINE = hardware.describe(hardware.pick_device("auto"))
 
 MAX_WIDTH = 1050  # pixels: figures are shown 700 wide, many screens have 1.5 to 2 pixels per point
@@ -116,15 +118,16 @@ def workspace() -> Iterator[Path]:
         yield Path(name)
 
 
-def run(command: str, folder: Path, key: str = "") -> None:
-    """Run a script of the bundle in a folder; under a key, keep what a reader sees of it."""
+def run(command: str, folder: Path, key: str = "") -> float:
+    """Run a command in a folder, return its seconds; under a key, keep what a reader sees of it."""
     print(f"  $ {command}")
     _, name, *options = shlex.split(command)
-    script = FROM_SCRATCH if name == FROM_SCRATCH.name else ROOT / name
+    if name != "-m":
+        name = str(FROM_SCRATCH if name == FROM_SCRATCH.name else ROOT / name)
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, str(script), *options], cwd=folder, text=True, encoding="utf-8",
-        capture_output=True, check=False,
+        [sys.executable, name, *options], cwd=folder, text=True, encoding="utf-8",
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=False,
     )  # fmt: skip
     seconds = round(time.perf_counter() - started, 2)
     if done.returncode:
@@ -132,6 +135,7 @@ def run(command: str, folder: Path, key: str = "") -> None:
     if key:
         printed = done.stdout.rstrip() + "\n"
         keep_transcript(key, command=command, output=printed, seconds=seconds, hardware=MACHINE)
+    return seconds
 
 
 # ---- Sliders: loops over the package's step rules ------------------------------------------------
@@ -196,6 +200,16 @@ def make_forward() -> None:
     publish_strip("forward", [frame[None] for frame in frames], {"frames": rows}, [], 45)
 
 
+def make_bound() -> None:
+    """What an error weighs at each t: in the bound, and as an error of x_0."""
+    schedules = {
+        name: build_diffusion(8, (1,), beta_schedule=name) for name in ("linear", "sigmoid")
+    }
+    with workspace() as scratch:
+        plot_bound(scratch / "bound.png", schedules)
+        publish(scratch / "bound.png", "bound_weights.webp", [], quality=90)
+
+
 def make_reverse() -> None:
     """The reverse slider: x_t above the predicted x_0, by 200 DDIM steps from three noises."""
     steps = list(walk("ddim", noise_of(3), 200))
@@ -232,20 +246,6 @@ def make_exercise1() -> None:
     with workspace() as folder:
         run("python exercise1_generate.py", folder, "exercise1")
         publish(folder / "exercise1_output.png", "exercise1_output.webp", [WEIGHTS], 58)
-
-
-def make_schedules() -> None:
-    """The figures of exercise 2 that need no network: forward diffusion and the schedules."""
-    with workspace() as folder:
-        run("python exercise2_explore.py --part c d", folder)
-        keep_exercise2(folder)
-
-
-def make_steering() -> None:
-    """The figures of exercise 2 that steer, and that of the perfect memory."""
-    with workspace() as folder:
-        run("python exercise2_explore.py --part f g", folder)
-        keep_exercise2(folder)
 
 
 def make_exercise2() -> None:
@@ -287,6 +287,17 @@ def make_quick() -> None:
                 shutil.copy(path, QUICK)
     last = [*samples(QUICK).values()][-1]
     publish(last, "quick.webp", [last], 58)
+
+
+def make_commands() -> None:
+    """Every command that the main pages show unfolded, once, for the minutes that they name."""
+    text = "".join((ROOT / "docs" / f"{page}.rst").read_text(encoding="utf-8") for page in MAIN)
+    blocks = re.findall(r"^\.\. code-block:: console\n((?: {3}.*\n|\n)+)", text, re.M)
+    shown = [line for block in blocks if "no-test" not in block
+             for line in re.findall(r"^ {3}\$ (.+)", block, re.M)]  # fmt: skip
+    with workspace() as folder:
+        timed = {command: run(command, folder) for command in shown}
+    keep("commands.json", {"hardware": MACHINE, "seconds": timed})
 
 
 def samples(folder: Path) -> dict[int, Path]:
@@ -395,6 +406,22 @@ def plot_losses(path: Path, losses: list[Any], heldout: list[Any]) -> None:
         axes.legend()
 
 
+def plot_bound(path: Path, schedules: dict[str, GaussianDiffusion]) -> None:
+    """Draw the bound's weight of each noise level, and sigma / alpha, both against t."""
+    with figures.new_figure(path, 3.0, "What an error weighs") as figure:
+        left, right = figure.subplots(1, 2)
+        for name, process in schedules.items():
+            beta, bar = process.betas.double(), process.alphas_cumprod.double()
+            # Ho 2020, equation 12, with sigma^2 = beta-tilde; index 0 has no variance.
+            variance = beta * (1 - process.alphas_cumprod_prev.double()) / (1 - bar)
+            factor = beta**2 / (2 * variance * (1 - beta) * (1 - bar))
+            left.plot(range(1, len(beta)), factor[1:], label=name)
+            right.plot(((1 - bar) / bar).sqrt(), label=name)
+        left.set(title="factor in the bound", xlabel="t", yscale="log")
+        right.set(title="error of $x_0$ for an error of 1 in the noise", xlabel="t", yscale="log")
+        left.legend()
+
+
 def plot_labels(path: Path, measured: dict[str, Any]) -> None:
     """Draw the share that a classifier recognises, and the spread, against the strength."""
     rows, real = measured["rows"], measured["heldout"]["recognised"]
@@ -462,11 +489,16 @@ def make_from_scratch() -> None:
         publish(folder / "curve.png", "from_scratch_loss.webp", [numbers], quality=92)
 
 
-def make_notebook() -> None:
-    """docs/ddpm_from_scratch.ipynb: the script, cut at its `# %%` lines."""
-    path = FROM_SCRATCH.with_suffix(".ipynb")
-    path.write_text(notebook_of(FROM_SCRATCH.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"  wrote {path}")
+def make_notebooks() -> None:
+    """Notebooks of docs/ddpm_from_scratch.py, and of each lab with gaps and with solutions."""
+    made = {FROM_SCRATCH.with_suffix(".ipynb"): notebook_of(FROM_SCRATCH.read_text("utf-8"))}
+    for lab in sorted((ROOT / "labs").glob("*.py")):
+        source = lab.read_text(encoding="utf-8")
+        made[lab.with_suffix(".ipynb")] = notebook_of(source, solved=False)
+        made[lab.with_name(f"{lab.stem}_solved.ipynb")] = notebook_of(source)
+    for path, notebook in made.items():
+        path.write_text(notebook, encoding="utf-8")
+        print(f"  wrote {path}")
 
 
 # ---- The command ---------------------------------------------------------------------------------

@@ -166,14 +166,6 @@ def test_no_pictures_is_one_sentence(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_notebook_is_made_from_the_script(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    make_figures = load(ROOT / "docs" / "make_figures.py", "make_figures")
-    expected = make_figures.notebook_of(SCRIPT.read_text(encoding="utf-8"))
-    actual = (ROOT / "docs" / "ddpm_from_scratch.ipynb").read_text(encoding="utf-8")
-    assert actual == expected, "run: python docs/make_figures.py --only notebook"
-
-
 def test_notebook_runs(tmp_path, monkeypatch):
     """All its cells in order, as a notebook would run them, on a small network and few steps."""
     cells = json.loads((ROOT / "docs" / "ddpm_from_scratch.ipynb").read_text())["cells"]

@@ -131,6 +131,24 @@ def copy_asset(translator, path: str) -> str:
     return f"{translator.builder.imgpath}/{name}"
 
 
+class Lab(SphinxDirective):
+    """`.. lab:: name`: the notebooks labs/NAME.ipynb and labs/NAME_solved.ipynb."""
+
+    required_arguments = 1
+
+    def run(self):
+        name, repository = self.arguments[0], self.config.colab_repository
+        text = (
+            f"**Lab.** :download:`{name}.ipynb <../labs/{name}.ipynb>` has gaps to fill, a check "
+            f"below each; :download:`{name}_solved.ipynb <../labs/{name}_solved.ipynb>` the "
+            "solutions. Both lie in the folder ``labs`` and run in Jupyter."
+        )
+        if repository:
+            colab = f"https://colab.research.google.com/github/{repository}/labs/{name}.ipynb"
+            text += f" `Open in Colab <{colab}>`__."
+        return self.parse_text_to_nodes(text)
+
+
 class QuizNode(nodes.General, nodes.Element):
     """One question: a bullet list of answers, then the explanation."""
 
@@ -198,4 +216,6 @@ def setup(app):
     app.add_directive("slider", Slider)
     app.add_directive("morph", Morph)
     app.add_directive("quiz", Quiz)
+    app.add_directive("lab", Lab)
+    app.add_config_value("colab_repository", "", "env", str)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": True}

@@ -15,6 +15,7 @@ from sphinx.util.math import get_node_equation_number
 
 logger = logging.getLogger(__name__)
 
+STRUT = '<mspace width="0" height="0.95em" depth="0"></mspace>'
 FUNCTIONS = "log|exp|min|max|cos|sin|clip"
 
 
@@ -39,6 +40,9 @@ def to_mathml(latex: str, block: bool) -> str:
         r'<mo form="prefix" lspace="0.1em" rspace="0.17em">\1</mo>',
         mathml,
     )
+    # A strut keeps the bar of a root away from what is under it: otherwise, at ordinary sizes, the
+    # root of alpha reads as that of alpha-bar.
+    mathml = mathml.replace("<msqrt>", f"<msqrt>{STRUT}")
     source = re.sub(r"\s+", " ", latex.strip())
     source = source.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     return mathml.replace("<math ", f'<math alttext="{source}" ', 1)

@@ -1,26 +1,28 @@
-"""A script with `# %%` marks as a notebook: docs/ddpm_from_scratch.ipynb comes from the .py."""
+"""A script with `# %%` marks as a notebook, by jupytext; labs have gaps, which may be filled.
+
+In a lab, what stands between `# GAP hint` and `# END` is the solution: the notebook with solutions
+has it below its hint, the other one has `...` and the hint.
+"""
 
 from __future__ import annotations
 
-import json
 import re
 
+import jupytext
 
-def notebook_of(source: str) -> str:
-    """Cut a script at its `# %%` lines; return a notebook (format 4.5), without any output."""
-    cells = []
-    for mark, body in re.findall(r"^# %%( \[markdown\])?\n(.*?)(?=^# %%|\Z)", source, re.M | re.S):
-        text = re.sub(r"^# ?", "", body, flags=re.M) if mark else body
-        text = text.strip("\n")
-        if "__main__" in text:  # a notebook has no command line
-            text = text.replace('if __name__ == "__main__":\n    main()', "main([])")
-        cells.append({
-            "cell_type": "markdown" if mark else "code",
-            "id": f"cell-{len(cells):02d}",
-            "metadata": {},
-            "source": text.splitlines(keepends=True),
-        } | ({} if mark else {"execution_count": None, "outputs": []}))  # fmt: skip
+GAP = re.compile(r"^( *)# GAP (.*)\n((?:.*\n)*?) *# END\n", re.M)
+
+
+def notebook_of(source: str, solved: bool = True) -> str:
+    """Return a notebook (format 4.5) of the cells of a script, without any output."""
+    cells = source[source.index("# %%") :].replace(
+        'if __name__ == "__main__":\n    main()',
+        "main([])",  # a notebook has no command line
+    )
+    text = GAP.sub(r"\1# \2\n\3" if solved else r"\1...  # \2\n", cells)
+    notebook = jupytext.reads(text, "py:percent")
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:02d}"  # the same source makes the same file
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
-    notebook = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
-    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    return jupytext.writes(notebook, "ipynb") + "\n"
