@@ -45,7 +45,7 @@ from tqdm.auto import tqdm
 from ddpm_basics.console import UserError, duration, run_command
 from ddpm_basics.files import check_output, file_digest
 from ddpm_basics.hardware import autocast, describe, pick_device, pick_precision, prepare_to_sample
-from ddpm_basics.images import save_picture, tile, to_picture
+from ddpm_basics.images import decode, save_picture, tile, to_picture
 from ddpm_basics.model import label_vectors
 from ddpm_basics.options import choose_labels, generate_options
 from ddpm_basics.sample_folder import claim_folder, image_path, missing_images, recorded_precision
@@ -149,9 +149,7 @@ def setting(options: argparse.Namespace) -> str:
 def write_grid(options: argparse.Namespace, shown: dict[int, Image.Image]) -> None:
     """Write the grid; images that an earlier run has drawn come from the samples folder."""
     count = min(options.num_samples, GRID_LIMIT)
-    pictures = [
-        shown.get(i) or Image.open(image_path(options.samples_dir, i)) for i in range(count)
-    ]
+    pictures = [shown.get(i) or decode(image_path(options.samples_dir, i)) for i in range(count)]
     title = f"{count} new fabrics: {setting(options)}, seed {options.seed}"
     captions = [options.labels[i % len(options.labels)] for i in range(count) if options.labels]
     save_picture(tile(pictures, cell=160, title=title, captions=captions), options.output)

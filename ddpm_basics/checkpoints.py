@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from denoising_diffusion_pytorch import GaussianDiffusion
 from denoising_diffusion_pytorch.version import __version__ as LIBRARY_VERSION
 
-from ddpm_basics.console import UserError
+from ddpm_basics.console import UserError, one_line
 from ddpm_basics.files import check_folder, unused_name, write_atomically
 from ddpm_basics.options import PRECISIONS, choose_loss_weight
 from ddpm_basics.runs import Run, note_progress, write_run_file
@@ -28,9 +28,9 @@ from ddpm_basics.weight_files import (
     differences,
     find_process,
     load_weights,
-    one_line,
     peek,
     read_checkpoint,
+    shapes_of,
     unet_arguments,
     unwrap_checkpoint,
 )
@@ -45,8 +45,8 @@ def check_outputs(options: argparse.Namespace) -> None:
     folder, out = options.results_dir, options.weights_out
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--results-dir {folder} is a file; name a folder.")
-    if out.is_dir():
-        raise UserError(f"--weights-out {out} is a folder; name a .pt file.")
+    if out.exists() and not out.is_file():  # nor a device, whose place the weights would take
+        raise UserError(f"--weights-out {out} is a folder or a device; name a .pt file.")
     names = ("run.json", "loss_curve.png", "losses.csv")
     kept = [*folder.glob("sample-*.png"), *(folder / n for n in names if (folder / n).exists())]
     kept += list_checkpoints(folder)
@@ -254,24 +254,32 @@ def restore(run: Run, path: Path, state: dict[str, Any]) -> None:
     try:
         join_labels(run, state)
         run.diffusion.load_state_dict(state["model"])
-        # The library's own Trainer leaves `fused` unset; without it Adam's counters would be
-        # put where this run's kernels do not look for them.
+        # Adam's settings are this run's: the library's own Trainer leaves `fused` unset, and
+        # without it the counters would be put where this run's kernels do not look for them.
         groups = zip(state["opt"]["param_groups"], run.optimizer.param_groups, strict=True)
-        state["opt"]["param_groups"] = [dict(old, fused=new["fused"]) for old, new in groups]
+        state["opt"]["param_groups"] = [dict(new, params=old["params"]) for old, new in groups]
         run.optimizer.load_state_dict(state["opt"])
+        check_moments(run.optimizer)
         run.ema.load_state_dict(state["ema"])
+        if state.get("scaler") and run.scaler.is_enabled():
+            run.scaler.load_state_dict(state["scaler"])
+        run.step, run.seconds = state["step"], int(state.get("seconds", 0))  # never NaN
+        run.pending = [float(loss) for loss in state.get("pending", [])]
     except UNREADABLE as error:
         raise UserError(
-            f"{path} fits this network, but its optimizer, average or labels do not "
+            f"{path} fits this network, but its optimizer, average, labels or losses do not "
             f"({one_line(error)}): start from its weights with --init-weights {path} and another "
             "--results-dir."
         ) from None
-    if state.get("scaler") and run.scaler.is_enabled():
-        run.scaler.load_state_dict(state["scaler"])
-    run.step = state["step"]
-    run.seconds = state.get("seconds", 0.0)
-    run.pending = list(state.get("pending", []))
     run.say(f"Resuming {path} at step {run.step:,}.")
+
+
+def check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError for moments of other shapes than the weights: Adam's kernels do not look."""
+    for weight in optimizer.param_groups[0]["params"]:
+        wanted = {"step": (), "exp_avg": tuple(weight.shape), "exp_avg_sq": tuple(weight.shape)}
+        if (known := optimizer.state.get(weight)) and shapes_of(known) != wanted:
+            raise ValueError(f"moments of {shapes_of(known)} for weights of {wanted['exp_avg']}")
 
 
 def read_initial(options: argparse.Namespace) -> tuple[GaussianDiffusion, Facts] | None:

@@ -7,6 +7,7 @@ import errno
 import io
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -88,8 +89,15 @@ def run_command(work: Callable[[], None], after_interrupt: str, if_memory_ends: 
         problem = f"The memory is too small: {if_memory_ends}"
     else:
         return 0
-    print(f"Error: {problem}", file=sys.stderr)
+    print(f"Error: {one_line(problem, 1000)}", file=sys.stderr)
     return 1
+
+
+def one_line(text: object, length: int = 160) -> str:
+    """Return the beginning of a text that a file may have filled, on one line, as can be shown."""
+    line = re.sub(r"\s*\n\s*", " ", str(text).strip())
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    return shown if len(shown) <= length else f"{shown[:length]} ..."
 
 
 def word_os_error(error: OSError) -> str:

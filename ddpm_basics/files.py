@@ -68,7 +68,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Return the object in a JSON file; None where there is no file or none with an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 

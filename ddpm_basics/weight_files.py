@@ -23,7 +23,7 @@ from denoising_diffusion_pytorch import denoising_diffusion_pytorch as library
 from denoising_diffusion_pytorch.version import __version__ as LIBRARY_VERSION
 from torch import Tensor
 
-from ddpm_basics.console import UserError
+from ddpm_basics.console import UserError, one_line
 from ddpm_basics.files import unused_name, write_atomically
 from ddpm_basics.model import build_diffusion
 from ddpm_basics.sampling import SCHEDULES
@@ -239,7 +239,7 @@ def unwrap_checkpoint(checkpoint: Any, path: Path) -> tuple[str, dict[str, Any]]
         state = {
             key.removeprefix("ema_model."): value
             for key, value in checkpoint["ema"].items()
-            if key.startswith("ema_model.")
+            if str(key).startswith("ema_model.")
         }
     state = {str(key): value for key, value in state.items()}
     if "init_conv.weight" in state:  # a Unet alone
@@ -287,19 +287,15 @@ def unet_arguments(state: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def one_line(error: Exception) -> str:
-    """Return the beginning of what an error says."""
-    return " ".join(str(error).split())[:160]
-
-
 def one_or_all(values: list[Any]) -> Any:
     """Return the value that all of them are, or all where they differ."""
     return values[0] if len(set(values)) == 1 else values
 
 
 def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of what is a tensor."""
-    return {key: tuple(value.shape) for key, value in state.items() if isinstance(value, Tensor)}
+    """Return the shapes of what is a tensor, and no sparse one."""
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    return {key: tuple(t.shape) for key, t in tensors.items() if t.layout is torch.strided}
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

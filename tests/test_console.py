@@ -82,6 +82,14 @@ def test_what_the_user_can_mend(ending):
     )
 
 
+def test_what_a_file_brings_into_a_message_is_one_short_line(ending):
+    code, said = ending(UserError("It knows a\n  b, \x1b[2J, \udce9  and " + "x" * 5000))
+    assert code == 1
+    assert said.startswith("Error: It knows a b, \\x1b[2J, \\udce9  and xxx")
+    assert said.endswith("x ...\n")
+    assert len(said) < 1020
+
+
 def test_ctrl_c(ending):
     assert ending(KeyboardInterrupt()) == (130, "\nInterrupted. Nothing is lost.\n")
 

@@ -595,10 +595,12 @@ def test_report_has_the_keys_of_the_reference(fresh_report):
     assert keys(DEFINITIONS) == keys(reference["definitions"])
 
 
-def test_files_of_others_are_not_replaced(refused, here, folders):
+def test_files_of_others_are_not_replaced(refused, here, folders, monkeypatch):
     (here / "notes.json").write_text('{"mine": 1}')
     Image.new("RGB", (8, 8)).save(here / "notes.png")
     assert "exists already" in refused(*arguments(folders), "--output", "notes.json")
+    assert "exists already" in refused(*arguments(folders), "--figure", "notes.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # as if it were larger than it can be
     assert "exists already" in refused(*arguments(folders), "--figure", "notes.png")
 
 

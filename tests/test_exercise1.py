@@ -320,6 +320,14 @@ def test_a_second_run_draws_only_what_is_missing(draw, tmp_path):
     assert len(fabrics(folder)) == 7
 
 
+def test_a_damaged_image_in_the_folder_is_named(draw, tmp_path):
+    draw("--samples-dir", "fabrics")
+    path = tmp_path / "fabrics/fabric_0001.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    done = draw("--samples-dir", "fabrics", code=1)
+    assert "fabrics/fabric_0001.png is no image that can be read" in done.sentence
+
+
 def test_another_setting_is_refused_and_nothing_is_lost(draw, tmp_path):
     draw("--samples-dir", "fabrics", "--precision", "fp32")
     torch.save(bundled(make_diffusion()), tmp_path / "others.pt")

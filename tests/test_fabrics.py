@@ -341,11 +341,17 @@ def test_folder_with_own_files(run, refused, here):
 
 def test_manifest_of_somebody_else(refused, here):
     (here / "out").mkdir()
-    ours = {"made_by": "ddpm_basics.fabrics", "count": 1, "size": 64, "traditions": {}}
+    ours = {"made_by": "ddpm_basics.fabrics", "count": 1, "size": 64,
+            "traditions": {"a.png": "a"}}  # fmt: skip
     for text in (
         '{"count": 1, "size": 64, "traditions": {"a.png": "a"}}', "[]", "null", "{",
         '{"made_by": 3}', '{"made_by": "ddpm_basics.fabrics"}', json.dumps(ours | {"else": 1}),
         json.dumps(ours | {"traditions": ["a.png"]}), json.dumps(ours | {"pixels": 3}),
+        *(json.dumps(ours | {"sha256": None, key: value}) for key, value in (
+            ("count", 10**12), ("count", "1"), ("count", 1.0), ("size", 0), ("size", [64]),
+            ("seed", -1), ("seed", float("nan")), ("split", "test"), ("version", 7),
+            ("traditions", {"a.png": 1}), ("traditions", {"a\0.png": "a"}),
+            ("traditions", {"\ud800.png": "a"}))),
     ):  # fmt: skip
         (here / "out/manifest.json").write_text(text)
         assert read_manifest(here / "out") is None

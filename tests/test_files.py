@@ -131,7 +131,9 @@ def test_json_there_and_back(tmp_path):
     assert json.loads(text) == content
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"null", b'"text"', b"\xff\xfe\x00"])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[1]", b"null", b'"text"', b"\xff\xfe\x00", b"[" * 9**5]
+)
 def test_no_json_object_is_none(tmp_path, text):
     assert read_json(tmp_path / "missing.json") is None
     assert read_json(tmp_path) is None

@@ -131,6 +131,12 @@ def test_a_compiled_network_inside_a_checkpoint(save, place):
     assert same_state(load_weights(save(checkpoint))[0], make_diffusion().state_dict(), 1e-3)
 
 
+def test_keys_that_are_no_names_do_no_harm(save):
+    checkpoint = bundled(make_diffusion())
+    checkpoint["ema"][7] = torch.zeros(1)
+    assert same_state(load_weights(save(checkpoint))[0], make_diffusion().state_dict(), 1e-3)
+
+
 # ---- What a file does not say in words -----------------------------------------------------------
 
 

@@ -399,6 +399,12 @@ def without(state, *names):
     return {key: value for key, value in state.items() if key not in names}
 
 
+def with_moment(state, value):
+    """Adam's kernels would write beyond one of another shape."""
+    state["opt"]["state"][3]["exp_avg"] = value
+    return state
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [(lambda state: state | {"notes": SimpleNamespace()}, "run code (types.SimpleNamespace)"),
@@ -408,8 +414,13 @@ def without(state, *names):
      (lambda _: trainer_state(25, dim=16), "(dim: 16 in the file, 8 here)"),
      (lambda state: state | {"model": state["model"] | {"loss_weight": torch.arange(1e3)}},
       "its loss weight fits no objective"),
-     (lambda state: state | {"opt": {}}, "its optimizer, average or labels do not"),
-     (lambda state: state | {"labels": {"names": ["a", "b"]}}, "its optimizer, average or labels")],
+     (lambda state: state | {"opt": {}}, "its optimizer, average, labels or losses do not"),
+     (lambda state: state | {"labels": {"names": ["a", "b"]}}, "labels or losses do not"),
+     (lambda state: state | {"seconds": None}, "labels or losses do not (int() argument"),
+     (lambda state: state | {"pending": ["a"]}, "(could not convert string to float: 'a')"),
+     (lambda state: with_moment(state, torch.zeros(9, 9)), "(moments of"),
+     (lambda state: with_moment(state, torch.zeros(64).to_sparse()), "(moments of"),
+     (lambda state: with_moment(state, [0.0]), "(moments of")],
 )  # fmt: skip
 def test_a_whole_file_that_cannot_be_resumed_keeps_its_name(resume, change, sentence):
     run, folder = resume
@@ -711,7 +722,9 @@ def test_weights_of_an_earlier_run_are_kept(cli, tiny_data, tmp_path):
 def test_outputs_that_cannot_be_written_are_refused_at_once(cli, tiny_data, tmp_path):
     (tmp_path / "run").touch()
     (tmp_path / "folder.pt").mkdir()
+    os.mkfifo(tmp_path / "pipe.pt")
     for results, words_of_it in (("run", "--results-dir run is a file"),
+                                 ("pipe", "--weights-out pipe.pt is a folder or a device"),
                                  ("folder", "--weights-out folder.pt is a folder")):  # fmt: skip
         done = cli.run(*words(tiny_data, results=results), cwd=tmp_path)
         assert done.code == 1

@@ -192,5 +192,5 @@ def is_ours(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             return image.info.get("Software") in OUR_TOOLS
-    except OSError:
+    except (OSError, ValueError, Image.DecompressionBombError):
         return False

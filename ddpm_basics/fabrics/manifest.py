@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -44,14 +45,26 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     try:
         manifest = Manifest(**content)
-    except TypeError:  # a key is missing or unknown
+        return manifest if is_sound(manifest) else None
+    except (TypeError, AttributeError, ValueError):  # a key is missing or unknown, or no table
         return None
-    tables = (manifest.traditions, manifest.pixels, manifest.broken)
-    if not all(isinstance(table, dict) for table in tables):
-        return None
-    files = [Path(file) for file in manifest.traditions]
-    outside = any(file.is_absolute() or ".." in file.parts for file in files)
-    return None if outside else manifest
+
+
+def is_sound(manifest: Manifest) -> bool:
+    """Tell whether all values are of their kinds, and all files are names inside the folder."""
+    m, files = manifest, [Path(file) for file in manifest.traditions]
+    tables = (m.traditions, m.pixels, m.broken)
+    words = [word for table in tables for word in table.values()]
+    words += [w for w in (m.version, m.split, m.photos, m.listing, m.sha256) if w is not None]
+    numbers = (m.count, m.size, m.seed or 0)
+    return (
+        all(isinstance(word, str) for word in words)
+        and all(isinstance(number, int) for number in numbers)
+        and m.count == len(files) and 0 < m.size < 2**16 and (m.seed or 0) >= 0
+        and m.split in (None, "train", "heldout")
+        and not any(file.is_absolute() or ".." in file.parts for file in files)
+        and not any(b"\0" in os.fsencode(file) for file in files)
+    )  # fmt: skip
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
