@@ -8,11 +8,13 @@ Trainer (its EMA weights count), the bundled file (the same `ema` entry, paramet
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
 import shutil
 import warnings
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,14 +177,33 @@ def read_checkpoint(path: Path, mapped: bool = True) -> Any:
         named = r"(?:GLOBAL\s+|Unsupported (?:global|class)\W+(?!GLOBAL))([\w.]+)"
         forbidden = re.search(named, str(error))
         if forbidden and isinstance(error, pickle.UnpicklingError):
+            name = forbidden.group(1)
+            entry = key_before(path, name) if is_zip else ""
+            where = f" in its entry '{one_line(entry, 40)}'" if entry else ""
             raise UserError(
-                f"{path} wants to run code ({forbidden.group(1)}) when it is opened, so it was "
+                f"{path} wants to run code ({name}{where}) when it is opened, so it was "
                 "refused: use a file that holds tensors only."
             ) from error
         raise (UserError if is_zip else DamagedFile)(
             f"{path} is damaged or no PyTorch weight file (one that holds nothing but tensors): "
             "fetch it again, or name another one."
         ) from error
+
+
+def key_before(path: Path, name: str) -> str:
+    """Return the last word before a global in a checkpoint, the key of the entry that it stands in.
+
+    The pickle is only looked through, never executed.
+    """
+    word = ""
+    with zipfile.ZipFile(path) as archive, suppress(*UNREADABLE):
+        data = [archive.read(n) for n in archive.namelist() if n.endswith("data.pkl")]
+        for opcode, argument, _ in pickletools.genops(data[0]):
+            if opcode.name == "GLOBAL" and str(argument).replace(" ", ".") == name:
+                break
+            if opcode.name == "BINUNICODE":
+                word = str(argument)
+    return word
 
 
 def check_bytes(path: Path) -> None:

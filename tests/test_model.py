@@ -260,7 +260,7 @@ def bad_weights(folder, weights):
         "damaged.pt": "is damaged", "text.pt": no_file, "page.pt": no_file,
         "pointer.pt": "git lfs pull", "folder.pt": "is a folder", "zip.pt": no_file,
         "picture.pt": no_file, "attack.pt": r"wants to run code \(posix.system\)",
-        "inside.pt": r"wants to run code \(posix.system\)",
+        "inside.pt": r"run code \(posix.system in its entry 'ema_model.x'\)",
         "old.pt": r"wants to run code \(posix.system\)",
         "pickle.pt": r"wants to run code \(posix.system\)", "new_pickle.pt": "nothing but tensors",
         "tensor.pt": "no weights but a Tensor", "nothing.pt": "holds no U-Net",
