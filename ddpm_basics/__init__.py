@@ -16,7 +16,7 @@ figures        how figures look: axes, captions, layout
 hardware       device, precision, memory that is kept
 options        the tables of options
 files          a whole file or none
-labs           the check below each gap of the notebooks in labs/
+labs           the check below each gap of the notebooks in docs/labs/
 console        option types, one-sentence errors, durations
 fabrics        the data set: `python -m ddpm_basics.fabrics` draws it, or prepares photographs
 evaluation     distances, copies, shares: `python -m ddpm_basics.evaluation FOLDER`

@@ -1,4 +1,4 @@
-"""The check below each gap of the notebooks in labs/."""
+"""The check below each gap of the notebooks in docs/labs/."""
 
 from __future__ import annotations
 

@@ -492,7 +492,7 @@ def make_from_scratch() -> None:
 def make_notebooks() -> None:
     """Notebooks of docs/ddpm_from_scratch.py, and of each lab with gaps and with solutions."""
     made = {FROM_SCRATCH.with_suffix(".ipynb"): notebook_of(FROM_SCRATCH.read_text("utf-8"))}
-    for lab in sorted((ROOT / "labs").glob("*.py")):
+    for lab in sorted((ROOT / "docs" / "labs").glob("*.py")):
         source = lab.read_text(encoding="utf-8")
         made[lab.with_suffix(".ipynb")] = notebook_of(source, solved=False)
         made[lab.with_name(f"{lab.stem}_solved.ipynb")] = notebook_of(source)

@@ -340,10 +340,10 @@ def test_pictures_have_alternative_text(pages):
 
 def test_downloads_are_the_files_themselves(site):
     found = {path.name: path for path in (site / "_downloads").rglob("*") if path.is_file()}
-    labs = {path.name for path in (ROOT / "labs").glob("*.ipynb")}
+    labs = {path.name for path in (DOCS / "labs").glob("*.ipynb")}
     assert set(found) == {"ddpm_from_scratch.py", "ddpm_from_scratch.ipynb", *labs}
     for name, path in found.items():
-        folder = ROOT / "labs" if name in labs else DOCS
+        folder = DOCS / "labs" if name in labs else DOCS
         assert path.read_bytes() == (folder / name).read_bytes(), name
 
 
@@ -359,7 +359,7 @@ def bundle(site, tmp_path_factory):
 def test_the_bundle_holds_the_files_themselves(bundle, pages):
     assert "ddpm_basics.zip" in pages["index"].links
     originals = [*ROOT.glob("exercise*.py"), *(ROOT / "ddpm_basics").rglob("*.py"),
-                 *(ROOT / "labs").glob("*.ipynb")]  # fmt: skip
+                 *(DOCS / "labs").glob("*.ipynb")]  # fmt: skip
     names = ("requirements.txt", "README.rst", "LICENSE", "models/README.md",
              "models/ddpm_african_fabrics.pt")  # fmt: skip
     originals += [ROOT / name for name in names]

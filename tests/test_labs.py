@@ -11,7 +11,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 from notebook import GAP, notebook_of
 
-LABS = sorted((ROOT / "labs").glob("*.py"))
+LABS = sorted((ROOT / "docs" / "labs").glob("*.py"))
 GAPS = [(lab, gap) for lab in LABS for gap in range(len(GAP.findall(lab.read_text("utf-8"))))]
 
 
@@ -50,7 +50,7 @@ def test_an_unfilled_gap_says_so(lab, gap, monkeypatch):
     pytest.param(lab, id=lab.stem, marks=[] if lab.stem == "1_noise" else pytest.mark.slow)
     for lab in LABS
 ])  # fmt: skip
-@pytest.mark.parametrize("place", ["labs", "."])
+@pytest.mark.parametrize("place", ["docs/labs", "."])
 def test_solutions_run(lab, place):
     """From their own folder and from the clone's, by the plain kernel."""
     notebook = nbformat.read(lab.with_name(f"{lab.stem}_solved.ipynb"), as_version=4)

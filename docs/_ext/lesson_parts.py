@@ -132,19 +132,19 @@ def copy_asset(translator, path: str) -> str:
 
 
 class Lab(SphinxDirective):
-    """`.. lab:: name`: the notebooks labs/NAME.ipynb and labs/NAME_solved.ipynb."""
+    """`.. lab:: name`: the notebooks docs/labs/NAME.ipynb and NAME_solved.ipynb."""
 
     required_arguments = 1
 
     def run(self):
         name, repository = self.arguments[0], self.config.colab_repository
         text = (
-            f"**Lab.** :download:`{name}.ipynb <../labs/{name}.ipynb>` has gaps to fill, a check "
-            f"below each; :download:`{name}_solved.ipynb <../labs/{name}_solved.ipynb>` the "
-            "solutions. Both lie in the folder ``labs`` and run in Jupyter."
+            f"**Lab.** :download:`{name}.ipynb <labs/{name}.ipynb>` has gaps to fill, a check "
+            f"below each; :download:`{name}_solved.ipynb <labs/{name}_solved.ipynb>` the "
+            "solutions. Both lie in the folder ``docs/labs`` and run in Jupyter."
         )
         if repository:
-            colab = f"https://colab.research.google.com/github/{repository}/labs/{name}.ipynb"
+            colab = f"https://colab.research.google.com/github/{repository}/docs/labs/{name}.ipynb"
             text += f" `Open in Colab <{colab}>`__."
         return self.parse_text_to_nodes(text)
 
