@@ -45,6 +45,7 @@ MODULES = [
 CPU = torch.device("cpu")
 KINDS = ("checks", "discs", "stripes", "waves")
 SPACES = ("pixels", "patches", "convolutions", "classifier")
+FIFTY = {f"{i}.png": "a" for i in range(50)}  # files of a manifest
 MEASURES = ("sliced_wasserstein", "frechet", "kernel")
 
 
@@ -639,7 +640,7 @@ def test_draws_what_it_needs(here, folders, monkeypatch):
     def draw(output, **options):
         calls.append((output, options))
         save(fabrics(50, seed=len(calls)), here / output)
-        write_manifest(here / output, Manifest(count=50, size=32, version="1", traditions={}))
+        write_manifest(here / output, Manifest(count=50, size=32, version="1", traditions=FIFTY))
 
     replace(monkeypatch, "draw_fabrics", draw)
     read = read_folders(folders / "samples", DEFAULT_TRAIN, DEFAULT_HELDOUT)
@@ -668,7 +669,7 @@ def test_photographs_need_a_heldout_folder(refused, folders):
 def test_versions_of_the_fabrics_must_agree(refused, here, folders):
     for name, version in (("train", "1"), ("heldout", "2")):
         save(fabrics(50, seed=int(version)), here / name)
-        write_manifest(here / name, Manifest(count=50, size=32, version=version, traditions={}))
+        write_manifest(here / name, Manifest(count=50, size=32, version=version, traditions=FIFTY))
     said = refused(folders / "samples", "--train", "train", "--heldout", "heldout")
     assert "versions 1 and 2" in said
 
