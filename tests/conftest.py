@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +44,12 @@ def pytest_collection_modifyitems(items):
     """Sort by file, the long files first; the order inside a file stays."""
     place = {name: number for number, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_each_time():
+    """An untrained network is the same one in every run, whatever tests ran before."""
+    torch.manual_seed(0)
 
 
 def load_script(name):

@@ -407,7 +407,7 @@ def with_moment(state, value):
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [(lambda state: state | {"notes": SimpleNamespace()}, "run code (types.SimpleNamespace)"),
+    [(lambda state: state | {"notes": SimpleNamespace()}, "(types.SimpleNamespace in its entry "),
      (lambda state: without(state, "opt"), "EMA weights of a training checkpoint without opt"),
      (lambda state: without(state, "opt", "model"), "holds EMA weights without model, opt"),
      (lambda state: state["model"], "holds bare weights without step, model, opt, ema"),
