@@ -59,3 +59,16 @@ def test_solutions_run(lab, place):
     printed = "".join(out.get("text", "") for cell in notebook.cells if cell.cell_type == "code"
                       for out in cell.outputs)  # fmt: skip
     assert printed.count(": right.") >= 2
+
+
+def test_labs_name_the_equations_of_the_pages():
+    """Sphinx counts the labelled equations of the pages in their order; labs say the numbers."""
+    pages = [ROOT / "docs" / f"{name}.rst" for name in ("1_noise", "2_denoising")]
+    labels = re.findall(
+        r"math::\n   :label: (\w+)", "".join(page.read_text("utf-8") for page in pages)
+    )
+    named = {
+        int(number) for lab in LABS for number in re.findall(r"quation (\d+)", lab.read_text())
+    }
+    wanted = ("alphabar", "closed", "fromv", "guidance", "ddim")
+    assert named == {labels.index(label) + 1 for label in wanted}

@@ -31,13 +31,13 @@ x_0 = fabrics * 2 - 1  # [4, 3, 64, 64] in [-1, 1]
 # %% [markdown]
 # ## What is left of the picture
 # `betas[t]` is the share of variance that step t swaps for noise. How much of the picture's own is
-# left after all steps up to t? (A product; `torch` has it as a running one.)
+# left after all steps up to t? (Equation 2; `torch` has running sums and products.)
 
 
 # %%
 def what_is_left(betas):
     """Return alpha-bar [T] of betas [T]."""
-    # GAP the running product of 1 - beta
+    # GAP equation 2
     return (1 - betas).cumprod(0)
     # END
 
@@ -46,14 +46,14 @@ check("what_is_left", what_is_left(diffusion.betas), diffusion.alphas_cumprod)
 
 # %% [markdown]
 # ## Any t in a single step
-# The closed form: root alpha-bar of the picture, root one minus alpha-bar of the noise.
+# The closed form, equation 3.
 
 
 # %%
 def q_sample(x_0, t, noise):
     """Return x_t [n, 3, 64, 64] at timesteps t [n]."""
     alpha_bar = diffusion.alphas_cumprod[t][:, None, None, None]
-    # GAP the cross-fade of picture and noise
+    # GAP equation 3
     return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
     # END
 
@@ -73,13 +73,13 @@ plt.show()
 # %% [markdown]
 # ## Half picture, half noise
 # At which timestep are they equally strong, that is, where is the signal-to-noise ratio nearest to
-# 1? And under the linear schedule?
+# 1? Page 1 says it for sigmoid. And under the linear schedule?
 
 
 # %%
 def half_way(alphas_cumprod):
     """Return the timestep, a whole number, at which the SNR is nearest to 1."""
-    # GAP the place of the smallest distance
+    # GAP a line
     return (alphas_cumprod - 0.5).abs().argmin().item()
     # END
 

@@ -39,7 +39,7 @@ x_T, _ = starting_noise(range(4), (3, 64, 64))  # [4, 3, 64, 64]
 # %%
 def predict_x_0(x_t, t, v):
     """Return the guess of x_0, before it is clipped, from x_t, the timestep and v."""
-    # GAP root alpha-bar of x_t, less root one minus alpha-bar of v
+    # GAP equation 9, its left half
     return alpha_bar[t].sqrt() * x_t - (1 - alpha_bar[t]).sqrt() * v
     # END
 
@@ -59,8 +59,8 @@ check("predict_x_0", predict_x_0(x_T, 600, some_v), right)
 def ddim_step(x_t, x_0, t, s):
     """Return x_s from x_t and the guess of x_0."""
     at_s = alpha_bar[s] if s >= 0 else torch.tensor(1.0)
+    # GAP the noise that x_t and x_0 imply, then equation 15
     noise = (x_t - alpha_bar[t].sqrt() * x_0) / (1 - alpha_bar[t]).sqrt()
-    # GAP picture and noise, mixed as they are at s
     return at_s.sqrt() * x_0 + (1 - at_s).sqrt() * noise
     # END
 
@@ -79,7 +79,7 @@ check("ddim_step to the end", ddim_step(after, some_x_0, 300, -1), some_x_0)
 # %%
 def guided(without, with_label, w):
     """Return what guidance makes of the two answers: at 0 the first, at 1 the second."""
-    # GAP the first, and w times the difference
+    # GAP equation 14
     return without + w * (with_label - without)
     # END
 
@@ -100,7 +100,7 @@ none = torch.full((4,), -1)
 
 x_t = x_T
 with torch.inference_mode():
-    for t, s in pairwise(even_times(noise_levels(diffusion), 20)):
+    for t, s in pairwise(even_times(noise_levels(diffusion), 20)):  # 20 steps from 999 to -1
         now = torch.full((4,), t)
         v = guided(network(x_t, now, none), network(x_t, now, labels), w=2)
         x_0 = predict_x_0(x_t, t, v).clamp(-1, 1)

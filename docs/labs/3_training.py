@@ -41,7 +41,7 @@ def simple_loss(x_0, t, noise):
     x_t = diffusion.q_sample(x_0, t, noise)
     v = diffusion.predict_v(x_0, t, noise)
     weight = diffusion.alphas_cumprod[t]
-    # GAP the squared error of diffusion.model(x_t, t) per picture, times its weight, averaged
+    # GAP the error of diffusion.model(x_t, t), per picture, weighted, averaged
     error = (diffusion.model(x_t, t) - v).square().mean((1, 2, 3))
     return (weight * error).mean()
     # END
@@ -84,7 +84,7 @@ plt.show()
 # %%
 def is_copy(distances):
     """Say for each sample whether it is a copy: distances [samples, pictures] to bool [samples]."""
-    # GAP the two smallest distances of each row, compared
+    # GAP two lines; topk helps
     nearest, second = distances.topk(2, largest=False).values.unbind(1)
     return nearest < second / 3
     # END
