@@ -60,9 +60,11 @@ def read(folder, size):
 
 def copies(samples, train):
     """How many of some fabrics are copies, of how many, and the interval of the share."""
-    flags, _ = is_copy(find_neighbours(samples, train, CPU))
+    found = find_neighbours(samples, train, CPU)
+    flags, _ = is_copy(found)
     hits, total = int(flags.sum()), len(flags)
-    return {"copies": hits, "of": total, "share": hits / total, "wilson_95": wilson(hits, total)}
+    return {"copies": hits, "of": total, "share": hits / total, "wilson_95": wilson(hits, total),
+            "lowest_ratio": found.ratio.min().item()}  # fmt: skip
 
 
 def train(options, count, more):
