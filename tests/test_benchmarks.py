@@ -13,10 +13,13 @@ from tqdm.auto import tqdm
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
 import bench_sampling
+import measure_copies
 import measure_labels
 import measure_more_fabrics
 import measure_samplers
 
+from ddpm_basics.fabrics.drawing import render
+from ddpm_basics.fabrics.folder import draw_fabrics
 from ddpm_basics.files import file_digest
 from ddpm_basics.model import label_vectors
 from ddpm_basics.options import WEIGHTS
@@ -87,18 +90,45 @@ def test_the_benchmark_counts_the_middle_run(monkeypatch, tiny_weights, tmp_path
     monkeypatch.setattr(bench_sampling, "time_command", time_command)
     output = tmp_path / "bench" / "bench_sampling.json"
     bench_sampling.main(["--weights", str(tiny_weights), "--images", "2", "--device", "cpu",
-                         "--precision", "fp32", "--stock-evaluations", "2",
+                         "--precision", "bf16", "--stock-evaluations", "2",
                          "--output", str(output)])  # fmt: skip
-    record = json.loads(output.read_text())
+    [record] = json.loads(output.read_text())["machines"]
     stock, drawing, command = record["rows"]
     assert (len(stock["runs"]), len(drawing["runs"]), len(command["runs"])) == (1, 2, 3)
     assert command["seconds"] == 5
+    assert set(record["convolution_gflops"]) == {"fp32", "bf16"}
     assert command["times_faster"] == pytest.approx(stock["seconds"] / 5)
     assert real[0] > sum(drawing["runs"]) / 2, "the command draws, and starts and writes besides"
     steps = exercise1.SAMPLING_STEPS["dpmpp"]
     assert stock["evaluations"] == 2 * 250
     assert drawing["evaluations"] == command["evaluations"] == 2 * steps
     assert "Stock was timed over 2 steps and scaled to 250." in capsys.readouterr().out
+
+
+def test_an_entry_for_each_machine(tmp_path):
+    """Measured again, a machine's entry is replaced; the slowest comes first."""
+    path = tmp_path / "speed.json"
+    for name, rate in (("new", 5), ("old", 1), ("middle", 3), ("new", 7)):
+        bench_sampling.keep(path, {"hardware": name, "rate": rate}, lambda record: record["rate"])
+    machines = json.loads(path.read_text())["machines"]
+    assert [(one["hardware"], one["rate"]) for one in machines] == [
+        ("old", 1), ("middle", 3), ("new", 7)]  # fmt: skip
+
+
+def test_engines_beside_ours(monkeypatch, tiny_weights):
+    """Each is timed on the same batch, and one that computes something else is noticed."""
+    diffusion, _ = load_weights(tiny_weights)
+    off = 0.0
+    monkeypatch.setattr(bench_sampling, "start_engines", lambda network, x_t, t, folder: {
+        "engine": lambda: diffusion.model.eval()(x_t, t) + off})  # fmt: skip
+    rows = bench_sampling.time_engines(tiny_weights)
+    assert [row["engine"] for row in rows] == ["stock", "engine", "ours"]
+    first = rows[0]["seconds_per_evaluation"]
+    for row in rows:
+        assert row["times_stock"] == pytest.approx(first / row["seconds_per_evaluation"])
+    off = 0.01
+    with pytest.raises(AssertionError, match="engine computes something else"):
+        bench_sampling.time_engines(tiny_weights)
 
 
 # ---- Labels, more fabrics ------------------------------------------------------------------------
@@ -128,6 +158,23 @@ def test_the_shipped_weights_draw_what_they_are_asked_for():
     assert rows[2]["recognised"] >= 0.93
     assert rows[1]["recognised"] < rows[2]["recognised"]
     assert rows[1]["diversity"] > rows[2]["diversity"] > rows[3]["diversity"]
+
+
+def test_copies_are_searched_for_in_every_fabric(tmp_path):
+    """Of the samples one is the last fabric of the run, which the lesson's own folder lacks."""
+    samples = tmp_path / "judged"
+    draw_fabrics(samples, split="heldout", count=12, size=64)
+    copied = next(samples.rglob("*.png"))
+    render(0, 39).save(copied)
+    output = tmp_path / "copies.json"
+    measure_copies.main([*map(str, [samples, "--count", 40, "--heldout", 12, "--folder",
+                                    tmp_path / "copies", "--output", output])])  # fmt: skip
+    record = json.loads(output.read_text())
+    assert record["train"] == 40
+    assert [(row["what"], row["copies"], row["of"]) for row in record["rows"]] == [
+        ("judged", 1, 12), ("heldout", 0, 12)]  # fmt: skip
+    assert record["rows"][0]["lowest_ratio"] == 0
+    assert record["rows"][1]["lowest_ratio"] > 1 / 3
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -63,6 +64,19 @@ def test_the_hardware_has_a_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
     assert hardware.describe(GPU) == "NVIDIA H100"
     assert hardware.describe(torch.device("mps")) == f"Apple GPU ({platform.machine()})"
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [("sse avx2 avx512f avx512_bf16 amx_bf16 amx_tile", "amx_bf16, "),
+     ("avx2 avx512f avx512_bf16", "avx512_bf16, "), ("sse avx2 fma", "avx2, "), ("sse", "")],
+)  # fmt: skip
+def test_the_fastest_units_of_a_processor_are_named(monkeypatch, flags, named):
+    info = f"processor : 0\nmodel name\t: Some CPU @ 2.50GHz\nflags\t\t: {flags}\n"
+    monkeypatch.setattr(Path, "exists", lambda _: True)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: info)
+    threads = torch.get_num_threads()
+    assert hardware.describe(CPU) == f"CPU (Some CPU @ 2.50GHz, {named}{threads} threads)"
 
 
 # ---- Precision -----------------------------------------------------------------------------------

@@ -451,12 +451,16 @@ def test_more_steps_than_timesteps_are_refused(trained):
             spread(noise_levels(trained), 1001)
 
 
-def test_the_default_number_of_steps_is_enough():
-    """Exercise 1 takes as many as the measurement on the shipped weights supports."""
-    record = json.loads((ROOT / "training_results" / "reference" / "samplers.json").read_text())
+@pytest.mark.parametrize(
+    ("name", "images", "guidance"),
+    [("samplers", 64, None), ("samplers_guided", 16, exercise1.GUIDANCE)],
+)
+def test_the_default_number_of_steps_is_enough(name, images, guidance):
+    """Exercise 1 takes as many as the measurements on the shipped weights support."""
+    record = json.loads((ROOT / f"training_results/reference/{name}.json").read_text())
     shipped = file_digest(ROOT / WEIGHTS)
     assert record["weights"] == shipped, "other weights: run tests/benchmarks/measure_samplers.py"
     distance = {(row["sampler"], row["steps"]): row["distance"] for row in record["rows"]}
     ours = distance["DPM-Solver++", exercise1.SAMPLING_STEPS["dpmpp"]]
     assert ours <= distance["DDIM", 250]
-    assert record["images"] == 64
+    assert (record["images"], record["guidance"]) == (images, guidance)

@@ -2,17 +2,20 @@
 
     python tests/benchmarks/bench_sampling.py                         everything, in full
     python tests/benchmarks/bench_sampling.py --stock-evaluations 5   stock from 5 of its 250 steps
+    python tests/benchmarks/bench_sampling.py --engines               ONNX Runtime and OpenVINO, too
 
 Stock is sample() of denoising-diffusion-pytorch in fp32 with 250 DDIM steps. Ours is timed in two
 ways: drawing alone, after a warm-up, and the whole command in a process of its own, with its
 imports and files. Stock takes minutes, in which a machine shared with others can become slower or
 faster, so the command runs twice before it and three times after, drawing three times after; the
 middle one counts. Where the weights know labels, ours are drawn with them at w = 1, and the command
-runs twice more with its own guidance, which asks the network twice a step. Writes a table and
-training_results/reference/bench_sampling.json.
+runs twice more with its own guidance, which asks the network twice a step. Writes a table, and this
+machine's entry in training_results/reference/bench_sampling.json, the slowest machine first.
 
-The unit is one evaluation of the network for one image. The share of the machine's matrix-product
-rate compares its arithmetic, which torch counts, with a product of two 2048 x 2048 matrices.
+The unit is one evaluation of the network for one image. Nearly all of it are convolutions, so the
+limit is the rate at which this machine convolves: that of the network's own convolutions, each with
+the input that it gets, in a loop of nothing else. --engines asks one evaluation of eight images of
+the engines, too (pip install onnx onnxscript onnxruntime openvino), all in fp32.
 """
 
 import os
@@ -34,13 +37,14 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 import exercise1_generate as exercise1  # noqa: E402
 from ddpm_basics import hardware  # noqa: E402
 from ddpm_basics.console import new_parser  # noqa: E402
-from ddpm_basics.files import write_json  # noqa: E402
+from ddpm_basics.files import read_json, write_json  # noqa: E402
 from ddpm_basics.options import DEVICES, PRECISIONS, default_weights  # noqa: E402
 from ddpm_basics.weight_files import load_weights  # noqa: E402
 
 STOCK_STEPS = 250
 OUR_STEPS = exercise1.SAMPLING_STEPS["dpmpp"]
 RUNS_BEFORE, RUNS_AFTER, RUNS_GUIDED = 2, 3, 2  # of ours; of stock there is one
+BATCH = exercise1.BATCH_SIZE["cpu"]  # images at once, where single evaluations are timed
 
 
 def parse_options(argv=None):
@@ -53,6 +57,7 @@ def parse_options(argv=None):
         help="time so many of stock's DDIM steps and scale up to 250")  # fmt: skip
     add("--device", choices=DEVICES, default="auto", help="where to compute")
     add("--precision", choices=PRECISIONS, default="auto", help="of ours")
+    add("--engines", action="store_true", help="time what other engines take, too")
     add("--output", type=Path, help="file to write",
         default=ROOT / "training_results" / "reference" / "bench_sampling.json")  # fmt: skip
     return parser.parse_args(argv)
@@ -81,6 +86,74 @@ def operations_per_image(diffusion):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         diffusion.model(x_t, torch.zeros(1, dtype=torch.long))
     return counter.get_total_flops()
+
+
+@torch.inference_mode()
+def convolution_rate(weights, device, precision):
+    """Measure the network's convolutions alone: operations per second, the best of five rounds."""
+    diffusion, _ = load_weights(weights)
+    hardware.prepare_to_sample(diffusion, device, precision)
+    calls = []
+    convolutions = [one for one in diffusion.model.modules() if isinstance(one, torch.nn.Conv2d)]
+    hooks = [one.register_forward_pre_hook(lambda *call: calls.append(call))
+             for one in convolutions]  # fmt: skip
+    x_t = torch.randn(BATCH, diffusion.channels, *diffusion.image_size, device=device)
+    x_t = x_t.contiguous(memory_format=torch.channels_last)
+    with hardware.autocast(device, precision):
+        diffusion.model(x_t, torch.zeros(BATCH, dtype=torch.long, device=device))
+    for hook in hooks:
+        hook.remove()
+
+    inputs = [(one, x.to(one.weight.dtype)) for one, (x,) in calls]
+
+    def convolve():
+        for one, x in inputs:
+            one(x)
+
+    with FlopCounterMode(display=False) as counter:
+        convolve()
+    return counter.get_total_flops() / min(timed(convolve, device) for _ in range(5))
+
+
+def start_engines(network, x_t, t, folder):
+    """Export a network; return {engine: a call that evaluates it in fp32}."""
+    import onnxruntime
+    import openvino
+
+    path, inputs = f"{folder}/network.onnx", {"x_t": x_t.numpy(), "t": t.numpy()}
+    torch.onnx.export(network, (x_t, t), path, input_names=[*inputs], dynamo=True, verbose=False)
+    threads, options = torch.get_num_threads(), onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options)
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    compiled = openvino.Core().compile_model(path, "CPU", hints)
+    return {"ONNX Runtime": lambda: torch.from_numpy(session.run(None, inputs)[0]),
+            "OpenVINO": lambda: torch.from_numpy(compiled(inputs)[0])}  # fmt: skip
+
+
+@torch.no_grad()
+def time_engines(weights):
+    """Seconds of one evaluation of an image in fp32, the best of five; all must agree to 1e-4."""
+    diffusion, _ = load_weights(weights)
+    network, t = diffusion.model.eval(), torch.full((BATCH,), 500)
+    x_t = torch.randn(BATCH, diffusion.channels, *diffusion.image_size)
+    expected, rows, cpu = network(x_t, t), [], torch.device("cpu")
+
+    def add(name, call):
+        assert torch.allclose(call(), expected, atol=1e-4), f"{name} computes something else"
+        seconds = min(timed(call, cpu) for _ in range(5)) / BATCH
+        first = rows[0]["seconds_per_evaluation"] if rows else seconds
+        rows.append({"engine": name, "seconds_per_evaluation": seconds,
+                     "times_stock": first / seconds})  # fmt: skip
+
+    add("stock", lambda: network(x_t, t))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, call in start_engines(network, x_t, t, folder).items():
+            add(name, call)
+    # Not before the others: it tells the C library to keep freed memory, which helps stock, too.
+    hardware.prepare_to_sample(diffusion, cpu, "fp32")
+    add("ours", lambda: network(x_t, t))
+    return rows
 
 
 def time_stock(weights, device, options):
@@ -128,20 +201,11 @@ def measure(options, weights):
     diffusion, facts = load_weights(weights)
     precision = hardware.pick_precision(options.precision, device, diffusion)
     operations = operations_per_image(diffusion)
-    rates = {name: matrix_rate(device, name) for name in {"fp32", precision}}
     record = {
-        "hardware": {
-            "cpu": hardware.describe(torch.device("cpu")), "threads": torch.get_num_threads(),
-            "gpu": hardware.describe(device) if device.type == "cuda" else None,
-            "load": os.getloadavg()[0], "torch": str(torch.__version__),
-        },
-        "images": options.images,
-        "image_size": facts.image_size,
-        "parameters": facts.parameters,
-        "gflop_per_evaluation": operations / 1e9,
-        "stock_evaluations_timed": options.stock_evaluations,
-        "matrix_gflops": {name: rate / 1e9 for name, rate in rates.items()},
-        "rows": [],
+        "hardware": hardware.describe(device), "load": os.getloadavg()[0],
+        "torch": str(torch.__version__), "images": options.images, "image_size": facts.image_size,
+        "parameters": facts.parameters, "gflop_per_evaluation": operations / 1e9,
+        "stock_evaluations_timed": options.stock_evaluations, "rows": [],
     }  # fmt: skip
     as_trained = ["--guidance", "1"] if facts.labels else []  # one evaluation a step, as in stock
     command = [time_command(weights, options, *as_trained) for _ in range(RUNS_BEFORE)]
@@ -150,6 +214,8 @@ def measure(options, weights):
     guided = [time_command(weights, options) for _ in range(RUNS_GUIDED if facts.labels else 0)]
     # Not before stock: drawing tells the C library to keep freed memory, which helps stock, too.
     drawing = [time_drawing(weights, device, precision, options.images) for _ in range(RUNS_AFTER)]
+    rates = {name: convolution_rate(weights, device, name) for name in {"fp32", precision}}
+    record["convolution_gflops"] = {name: rate / 1e9 for name, rate in rates.items()}
     for name, per_image, used, runs in (
         ("stock: sample(), DDIM", STOCK_STEPS, "fp32", [stock_seconds]),
         ("ours: drawing", OUR_STEPS, precision, drawing),
@@ -164,25 +230,43 @@ def measure(options, weights):
             "evaluations": evaluations,
             "seconds_per_evaluation": seconds / evaluations,
             "times_faster": stock_seconds / seconds,
-            "share_of_matrix_rate": operations * evaluations / seconds / rates[used],
+            "share_of_convolution_rate": operations * evaluations / seconds / rates[used],
         })  # fmt: skip
+    if options.engines:
+        record["engines"] = time_engines(weights)
     return record
+
+
+def keep(path, record, speed):
+    """Put a record into a file instead of this machine's earlier one, the slowest machine first."""
+    machines = (read_json(path) or {}).get("machines", [])
+    machines = [one for one in machines if one["hardware"] != record["hardware"]] + [record]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"machines": sorted(machines, key=speed)})
+
+
+def speed(record):
+    """Evaluations a second of the whole command."""
+    return 1 / next(row["seconds_per_evaluation"] for row in record["rows"]
+                    if row["what"] == "ours: whole command")  # fmt: skip
 
 
 def show(record):
     """Print the table."""
-    machine = record["hardware"]
     print(f"\n{record['images']} images of {record['image_size']} pixels, "
-          f"{record['gflop_per_evaluation']:.2f} GFLOP each evaluation, on "
-          f"{machine['gpu'] or machine['cpu']}, load {machine['load']:.1f}")  # fmt: skip
+          f"{record['gflop_per_evaluation']:.2f} GFLOP each evaluation, on {record['hardware']}, "
+          f"load {record['load']:.1f}")  # fmt: skip
     if record["stock_evaluations_timed"] < STOCK_STEPS:
         print(f"Stock was timed over {record['stock_evaluations_timed']} steps and scaled to 250.")
     print(f"{'':24}{'precision':>10}{'seconds':>10}{'evaluations':>13}{'s each':>10}"
-          f"{'faster':>9}{'of matmul':>11}")  # fmt: skip
+          f"{'faster':>9}{'of conv':>11}")  # fmt: skip
     for row in record["rows"]:
         print(f"{row['what']:24}{row['precision']:>10}{row['seconds']:>10.2f}"
               f"{row['evaluations']:>13}{row['seconds_per_evaluation']:>10.5f}"
-              f"{row['times_faster']:>8.1f}x{row['share_of_matrix_rate']:>10.0%}")  # fmt: skip
+              f"{row['times_faster']:>8.1f}x{row['share_of_convolution_rate']:>10.0%}")  # fmt: skip
+    for row in record.get("engines", []):
+        print(f"{row['engine']:24}{row['seconds_per_evaluation']:.5f} s an evaluation in fp32, "
+              f"{row['times_stock']:.2f} times stock")  # fmt: skip
 
 
 def main(argv=None):
@@ -190,8 +274,7 @@ def main(argv=None):
     options = parse_options(argv)
     record = measure(options, options.weights.resolve())
     show(record)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output, record)
+    keep(options.output, record, speed)
     print(f"Wrote {options.output}.")
 
 

@@ -21,7 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from ddpm_basics.data import DEFAULT  # noqa: E402
+from ddpm_basics.fabrics.folder import draw_fabrics  # noqa: E402
 from ddpm_basics.files import write_json  # noqa: E402
+from ddpm_basics.images import read_folder  # noqa: E402
 from ddpm_basics.model import build_diffusion  # noqa: E402
 from ddpm_basics.sampling import SCHEDULES  # noqa: E402
 
@@ -110,9 +113,11 @@ def measure():
     torch.manual_seed(0)
     diffusion = build_diffusion()
     modules = list(diffusion.model.modules())
+    draw_fabrics(ROOT / DEFAULT)
+    fabrics = torch.from_numpy(read_folder(ROOT / DEFAULT, 64).pixels[::11]).float() / 127.5 - 1
+    t = torch.linspace(0, 999, len(fabrics)).long()
     with torch.no_grad():
-        images = torch.rand(32, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-        untrained = float(diffusion(images))
+        untrained = float(diffusion.p_losses(fabrics, t))
     network, work = watch_pass(diffusion.model)
     network["rms_norms"] = sum(isinstance(m, library.RMSNorm) for m in modules)
     network["group_norms"] = sum(isinstance(m, torch.nn.GroupNorm) for m in modules)
@@ -135,6 +140,8 @@ def measure():
         "posterior_variance_at_0": float(diffusion.posterior_variance[0]),
         "sqrt_alpha_bar_at_T": float(diffusion.sqrt_alphas_cumprod[-1]),
         "untrained_loss": untrained,
+        # The mean square of v times alpha-bar: what an answer of zero costs.
+        "zero_loss": float((a * (a + (1 - a) * fabrics.square().mean())).mean()),
         "files": file_sizes(diffusion),
         "all_timesteps_mib": 16 * 1001 * 3 * 64 * 64 * 4 / 2**20,
         "training": {"images": 1059, "batch": 32, "steps": 100_000,

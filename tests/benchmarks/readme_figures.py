@@ -9,12 +9,14 @@ its text. A test compares them.
 
 import json
 import re
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "training_results" / "reference"
 README = ROOT / "README.rst"
 CARD = ROOT / "models" / "README.md"
+NOT_MEASURED = "\N{EN DASH}"
 EVALUATIONS = {"evaluation": "without labels", "evaluation_w1": "labels, w = 1",
                "evaluation_w2": "labels, w = 2"}  # fmt: skip
 
@@ -24,50 +26,66 @@ def read(name):
     return json.loads((REFERENCE / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def shown():
+    """The slowest and the fastest machine on which fabrics were drawn: their records."""
+    machines = read("bench_sampling")["machines"]
+    return machines[:1] + machines[1:][-1:]
+
+
 def rows():
-    """(what, figure) of every line of the table."""
-    fabrics, training = read("fabrics"), read("bench_training")
-    sampling, robustness = read("bench_sampling"), read("robustness")
-    by_name = {row["what"]: row for row in sampling["rows"]}
-    stock, ours = by_name["stock: sample(), DDIM"], by_name["ours: whole command"]
-    load = fabrics["render"]["load_of_the_machine_before"]
-    busy = f", on a machine with a load of {load}" if load > 1 else ""
-    yield (f"1,059 fabrics drawn by ``python -m ddpm_basics.fabrics``{busy}",
-           f"{fabrics['render']['seconds']:.0f} s")  # fmt: skip
-    guided = by_name["ours: whole command, guided"]
-    yield ("Sixteen new fabrics by ``exercise1_generate.py``, imports and files included",
-           f"{guided['seconds']:.0f} s")  # fmt: skip
-    yield "The same with ``--guidance 1``: one evaluation a step", f"{ours['seconds']:.0f} s"
-    timed = sampling["stock_evaluations_timed"]
-    scaled = f", scaled up from {timed}" if timed < 250 else ""
-    yield (f"Sixteen by the library's ``sample()``, fp32, 250 DDIM steps{scaled}",
-           f"{stock['seconds']:.0f} s, {ours['times_faster']:.1f} times the last line")  # fmt: skip
-    for name, variant in training["variants"].items():
-        figure = f"{variant['seconds_per_step']:.2f} s"
-        if name != "stock":
-            figure += f", {variant['times_stock']:.2f} times stock"
-        yield f"Training step of {training['batch_size']} images, {name}", figure
-    best = list(training["variants"].items())[-1]
-    for name, variant in (("stock", training["variants"]["stock"]), best):
-        yield (f"Memory of the process that trains, {name}",
-               f"{variant['peak_memory_bytes'] / 1e9:.1f} GB")  # fmt: skip
-    yield ("Training processes killed (``kill -9``) and resumed; while saving",
-           f"{robustness['kills']}; {robustness['kills_during_a_save']}")  # fmt: skip
-    yield ("Growth of memory from step 1,000 to step 6,000 of a small network",
-           f"{robustness['memory_growth_bytes'] / 1e6:.1f} MB")  # fmt: skip
+    """[what, figure on each machine] of every line of the table."""
+    machines = shown()
+    trained = {record["hardware"]: record for record in read("bench_training")["machines"]}
+    training = [trained.get(record["hardware"]) for record in machines]
+    drawn = [{row["what"]: row for row in record["rows"]} for record in machines]
+    whole = "ours: whole command"
+    yield ["Sixteen new fabrics by ``exercise1_generate.py``, imports and files included",
+           *(f"{row[f'{whole}, guided']['seconds']:.0f} s" for row in drawn)]  # fmt: skip
+    yield ["The same with ``--guidance 1``: one evaluation a step",
+           *(f"{row[whole]['seconds']:.0f} s" for row in drawn)]  # fmt: skip
+    yield ["Sixteen by the library's ``sample()``, fp32, 250 DDIM steps",
+           *(f"{row['stock: sample(), DDIM']['seconds']:.0f} s, "
+             f"{row[whole]['times_faster']:.1f} times the last line" for row in drawn)]  # fmt: skip
+    if any(timed != 250 for timed in (record["stock_evaluations_timed"] for record in machines)):
+        yield ["\\   of these steps were timed, and scaled up",
+               *(str(record["stock_evaluations_timed"]) for record in machines)]  # fmt: skip
+    names = [*dict.fromkeys(name for record in training if record for name in record["variants"])]
+    for name in names:
+        found = [record and record["variants"].get(name) for record in training]
+        yield [f"Training step of 32 images, {name}", *map(pace, found)]
+    for name in names[:1] + names[1:][-1:]:
+        found = [record and record["variants"].get(name) for record in training]
+        yield [f"Memory of the process that trains, {name}",
+               *(f"{row['peak_memory_bytes'] / 1e9:.1f} GB" if row else NOT_MEASURED
+                 for row in found)]  # fmt: skip
+
+
+def pace(variant):
+    """Seconds of a training step, and how many times as fast as stock."""
+    if not variant:
+        return NOT_MEASURED
+    times = variant["times_stock"]
+    return f"{variant['seconds_per_step']:.2f} s" + f", {times:.2f} times stock" * (times != 1)
 
 
 def table():
-    """The table as reStructuredText, and where its figures were taken."""
-    lines = list(rows())
-    widths = [max(len(line[i]) for line in lines) for i in (0, 1)]
-    rule = "=" * widths[0] + "  " + "=" * widths[1]
-    body = [f"{what:<{widths[0]}}  {figure}" for what, figure in lines]
-    drawing = read("bench_sampling")["hardware"]
-    others = read("bench_training")
-    where = (f"Measured on: {drawing['cpu']}, torch {drawing['torch']} (drawing); "
-             f"{others['hardware']}, torch {others['torch']} (the rest).")  # fmt: skip
-    return "\n".join([rule, *body, rule, "", where, ""])
+    """The table as reStructuredText, and what was measured on one machine only."""
+    head = ["", *(record["hardware"] for record in shown())]
+    lines = [head, *rows()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = "  ".join("=" * width for width in widths)
+    body = ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines]  # fmt: skip
+    body[0] = "\\" + body[0][1:]  # an empty cell would end the table
+    fabrics, robustness = read("fabrics"), read("robustness")
+    seconds, growth = fabrics["render"]["seconds"], robustness["memory_growth_bytes"] / 1e6
+    others = (
+        f"Drawing the 1,059 fabrics takes {seconds:.0f} s ({fabrics['hardware']}). Of training "
+        f"processes {robustness['kills']} were killed by ``kill -9`` and resumed, "
+        f"{robustness['kills_during_a_save']} of them while saving; from step 1,000 to step 6,000 "
+        f"of a small network memory grew by {growth:.1f} MB."
+    )
+    return "\n".join([rule, body[0], rule, *body[1:], rule, "", textwrap.fill(others, 100), ""])
 
 
 def results():
