@@ -141,11 +141,11 @@ def denoising_loss(
 ) -> Tensor:  # fmt: skip
     """Return the squared error of what the network predicts, weighted, per image: (n,).
 
-    With pred_noise and a weight of 1 it is the simple loss of Ho et al. (2020), equation 14; what
-    other weights (T,) make of it says training.loss_weights. `network` is diffusion.model with its
+    With pred_noise and a weight of 1 it is the simple loss of Ho et al. (2020), equation 14;
+    training.loss_weights has the other weights (T,). `network` is diffusion.model with its
     labels, possibly wrapped for several processes.
     """
-    # Equation 4: root(alpha-bar) x_0 + root(1 - alpha-bar) noise, at any t in one step.
+    # Ho 2020, equation 4: root(alpha-bar) x_0 + root(1 - alpha-bar) noise, at any t in one step.
     x_t = diffusion.q_sample(x_0, t, noise)
     predicted = network(x_t, t, labels)
     if diffusion.objective == "pred_v":  # root(alpha-bar) noise - root(1 - alpha-bar) x_0

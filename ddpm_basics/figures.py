@@ -132,7 +132,7 @@ def plot_sweep(path: Path, drawings: Sequence[Drawing]) -> None:
     drawings = sorted(drawings, key=lambda drawing: drawing.steps)
     rows = {name: [d for d in drawings if d.sampler == name] for name in SAMPLERS}
     columns = max(map(len, rows.values()))
-    with new_figure(path, 7, "One noise, one pattern: more steps only sharpen it") as figure:
+    with new_figure(path, 7, "One noise, more and more steps") as figure:
         grid = figure.add_gridspec(3, columns, height_ratios=(1, 1, 1))
         below = figure.add_subplot(grid[2, :])
         for i, (sampler, row) in enumerate(rows.items()):

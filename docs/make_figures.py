@@ -276,28 +276,24 @@ def keep_film(film: Path) -> None:
     publish(Image.fromarray(frames[0]), "ddpm_fabric_morph_still.webp", [WEIGHTS], 58)
 
 
-def make_quick() -> None:
-    """The last samples of exercise 3's short run, which is done now unless its record is there."""
-    if not (QUICK / "run.json").is_file():
-        with workspace() as folder:
-            run("python exercise3_train.py --train --quick", folder)
-            made = folder / "training_results" / "quick"
-            QUICK.mkdir(parents=True, exist_ok=True)
-            for path in (made / "run.json", made / "losses.csv", [*samples(made).values()][-1]):
-                shutil.copy(path, QUICK)
-    last = [*samples(QUICK).values()][-1]
-    publish(last, "quick.webp", [last], 58)
-
-
 def make_commands() -> None:
-    """Every command that the main pages show unfolded, once, for the minutes that they name."""
+    """Every command that the main pages show unfolded, once: its time, and the quick run."""
     text = "".join((ROOT / "docs" / f"{page}.rst").read_text(encoding="utf-8") for page in MAIN)
     blocks = re.findall(r"^\.\. code-block:: console\n((?: {3}.*\n|\n)+)", text, re.M)
     shown = [line for block in blocks if "no-test" not in block
              for line in re.findall(r"^ {3}\$ (.+)", block, re.M)]  # fmt: skip
     with workspace() as folder:
         timed = {command: run(command, folder) for command in shown}
+        made = folder / "training_results" / "quick"
+        for path in (made / "run.json", made / "losses.csv", [*samples(made).values()][-1]):
+            shutil.copy(path, QUICK)
     keep("commands.json", {"hardware": MACHINE, "seconds": timed})
+
+
+def make_quick() -> None:
+    """The last samples of exercise 3's short run."""
+    last = [*samples(QUICK).values()][-1]
+    publish(last, "quick.webp", [last], 58)
 
 
 def samples(folder: Path) -> dict[int, Path]:
