@@ -589,6 +589,8 @@ def test_printed_output_is_what_the_commands_print(key, clone, site, tmp_path):
         shutil.rmtree(place / "african_fabric_processed")
         write_blocks(place / "african_fabric_processed", 120, size=64)
         shown["output"] = re.sub(r"^  \w+ +\d+\n", "", shown["output"], flags=re.M)
+    if key == "exercise2":  # the small clone has its classifiers, and draws nothing for them
+        shown["output"] = re.sub(r"^\.cache/.*\n", "", shown["output"], flags=re.M)
     printed = run_command(shown["command"], place)
     if key == "verify":
         printed = re.sub(r"^  \w+ +\d+\n", "", printed, flags=re.M)
