@@ -99,6 +99,12 @@ def test_no_number_of_a_measurement_is_typed():
         assert [t for t in typed if t not in allowed] == [], name
 
 
+def test_shares_that_page_2_shows_as_counts():
+    """It multiplies what each way of asking reached by the number of fabrics, 12."""
+    assert json.loads((REFERENCE / "classifier_demo.json").read_text())["fabrics"] == 12
+    assert page_source("2_denoising").count("| *12 d`") == 3
+
+
 def test_network_facts_are_those_of_the_library():
     """The layers in lesson_facts.json, found anew with forward hooks on the library's network."""
     from denoising_diffusion_pytorch import Unet
