@@ -1,0 +1,172 @@
+"""What the playground's network draws, and what int8 costs it.
+
+    python tests/benchmarks/measure_playground.py      half an hour on two CPU cores; needs Node
+
+The page's own engine draws squares of 32 pixels with the labels in turn at w = 1, 2 and 3. A
+classifier that has learned from squares of held-out fabrics says what it takes them for, and what
+it takes squares of other held-out fabrics for: that is as much as can be reached. From the same
+noise the network with its own fp32 weights draws the squares of w = 2 again. Both are compared with
+held-out squares by the lesson's distances, and with each other. Writes playground.json in
+training_results/reference.
+"""
+
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "docs"), str(Path(__file__).parent)]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from make_playground import WEIGHTS, run_engine, to_bytes  # noqa: E402
+from measure_labels import CPU, recognised  # noqa: E402
+from tqdm.auto import tqdm  # noqa: E402
+
+from ddpm_basics.console import new_parser  # noqa: E402
+from ddpm_basics.evaluation.distances import distance_report, draw_splits  # noqa: E402
+from ddpm_basics.evaluation.features import feature_spaces, train_classifier  # noqa: E402
+from ddpm_basics.evaluation.folders import Fabrics, read_fabrics  # noqa: E402
+from ddpm_basics.fabrics.folder import draw_fabrics  # noqa: E402
+from ddpm_basics.files import file_digest, write_json  # noqa: E402
+from ddpm_basics.hardware import describe  # noqa: E402
+from ddpm_basics.model import label_vectors  # noqa: E402
+from ddpm_basics.sampling import dpmpp_step, log_snr_times, noise_levels, predict_x_0  # noqa: E402
+from ddpm_basics.weight_files import load_weights  # noqa: E402
+
+STRENGTHS = (1, 2, 3)  # w
+COMPARED = 2  # the strength at which int8 meets fp32
+STEPS = 20
+SEED = 7000  # of the first square
+SIDE = 32  # pixels
+SQUARES = 4  # cut from each fabric that the classifier learns from
+
+
+def parse_options(argv=None):
+    """Read the command line."""
+    parser = new_parser(__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--images", type=int, default=240, help="squares at each strength")
+    add("--heldout", type=int, default=4000, help="held-out fabrics; half of them are learned from")
+    add("--folder", type=Path, default=ROOT / "training_results" / "playground",
+        help="where the fabrics go")  # fmt: skip
+    add("--output", type=Path, default=ROOT / "training_results" / "reference" / "playground.json",
+        help="file to write")  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def cut(fabrics, each, rng):
+    """Squares cut at random from fabrics, `each` of them from each."""
+    room = fabrics.pixels.shape[-1] - SIDE + 1
+    corners = rng.integers(0, room, (each * len(fabrics), 2))
+    squares = [
+        fabrics.pixels[i % len(fabrics), :, y : y + SIDE, x : x + SIDE]
+        for i, (y, x) in enumerate(corners)
+    ]
+    return Fabrics(fabrics.folder, fabrics.labels * each, torch.stack(squares))
+
+
+def draw_engine(names, images, strength):
+    """The squares that the page draws, labels in turn, and the seconds of one."""
+    started, parts = time.perf_counter(), []
+    for i in tqdm(range(images), f"w = {strength}"):
+        job = {"seed": SEED + i, "label": i % len(names), "guidance": strength, "steps": STEPS}
+        parts.append(run_engine([job]))
+    seconds = (time.perf_counter() - started) / images
+    return as_fabrics(np.stack(parts), names), seconds
+
+
+def draw_torch(diffusion, names, images, strength):
+    """The same squares from the same noise, with the network's own weights in fp32."""
+    levels, parts = noise_levels(diffusion), []
+    noise = run_engine([{"noise": SEED + i} for i in range(images)])
+    noise = torch.from_numpy(noise.reshape(images, SIDE, SIDE, 3)).permute(0, 3, 1, 2)
+    for i in tqdm(range(0, images, len(names)), "fp32"):
+        x_t, past = noise[i : i + len(names)].contiguous(), []
+        labels = label_vectors(diffusion, names, range(i, i + len(x_t)))
+        for t, s in pairwise(log_snr_times(levels, STEPS)):
+            x_0 = predict_x_0(diffusion, levels, x_t, t, labels, strength)
+            x_t = dpmpp_step(levels, x_t, x_0, t, s, past)
+            past = [(x_0, t), *past[:1]]
+        parts.append(x_t.permute(0, 2, 3, 1))
+    return as_fabrics(torch.cat(parts).numpy(), names)
+
+
+def as_fabrics(x, names):
+    """Drawn squares (N, ...) in [-1, 1], labels in turn, as the evaluation takes them."""
+    pixels = torch.from_numpy(to_bytes(x).reshape(len(x), SIDE, SIDE, 3)).permute(0, 3, 1, 2)
+    labels = [names[i % len(names)] for i in range(len(x))]
+    return Fabrics(Path("drawn"), labels, pixels.contiguous())
+
+
+def distances(drawn, train, heldout, classifier):
+    """Every distance to held-out squares, in units of the floor, and their median."""
+    folders = {"samples": drawn, "train": train, "heldout": heldout}
+    spaces = feature_spaces(folders, classifier, 0, CPU)
+    sizes = {name: len(own) for name, own in folders.items()}
+    splits = draw_splits(sizes, min(len(drawn), len(heldout) // 2), np.random.default_rng(0))
+    report = distance_report(spaces, splits, 0, CPU)
+    ratios = {
+        f"{space}, {measure}": report[space][measure]["samples_over_floor"]["ratio"]
+        for space in report
+        for measure in ("sliced_wasserstein", "frechet", "kernel")
+    }
+    return {"median": float(np.median(list(ratios.values()))), **ratios}
+
+
+def apart(one, other):
+    """The root mean square difference of squares that grew out of the same noise, in [0, 1]."""
+    difference = (one.pixels.float() - other.pixels.float()) / 255
+    return float(difference.square().mean((1, 2, 3)).sqrt().mean())
+
+
+@torch.inference_mode()
+def compare(diffusion, names, int8, heldout, classifier):
+    """What int8 costs: distances of both to held-out squares, and to each other."""
+    fp32 = draw_torch(diffusion, names, len(int8), COMPARED)
+    train = heldout.at(range(len(heldout) // 2))
+    rest = heldout.at(range(len(heldout) // 2, len(heldout)))
+    shuffled = int8.at(np.roll(np.arange(len(int8)), len(names)))
+    return {
+        "w": COMPARED,
+        "int8": distances(int8, train, rest, classifier),
+        "fp32": distances(fp32, train, rest, classifier),
+        "fp32_recognised": recognised(classifier, fp32)["recognised"],
+        "apart": apart(int8, fp32),
+        "apart_other_noise": apart(int8, shuffled),
+    }
+
+
+def main(argv=None):
+    """Draw, judge, write."""
+    options = parse_options(argv)
+    diffusion, facts = load_weights(WEIGHTS)
+    names = list(facts.labels)
+    unseen = options.folder / "heldout"
+    draw_fabrics(unseen, split="heldout", count=options.heldout, seed=1)
+    rng = np.random.default_rng(0)
+    fabrics = read_fabrics(unseen)
+    order = rng.permutation(len(fabrics))
+    learned = cut(fabrics.at(order[: len(order) // 2]), SQUARES, rng)
+    measured = cut(fabrics.at(order[len(order) // 2 :]), 1, rng)
+    classifier = train_classifier(learned, 0, CPU)
+    record = {
+        "weights": file_digest(WEIGHTS), "images": options.images, "steps": STEPS, "seed": SEED,
+        "hardware": describe(CPU), "heldout": recognised(classifier, measured), "rows": [],
+    }  # fmt: skip
+    print(f"held-out squares: {record['heldout']['recognised']:.1%} recognised")
+    for strength in STRENGTHS:
+        drawn, seconds = draw_engine(names, options.images, strength)
+        row = {"w": strength, "seconds": seconds, **recognised(classifier, drawn)}
+        record["rows"].append(row)
+        print(f"w = {strength}: {row['recognised']:.1%} recognised")
+        if strength == COMPARED:
+            int8 = drawn
+    record["int8"] = compare(diffusion, names, int8, measured, classifier)
+    write_json(options.output, record)
+    print(f"Wrote {options.output}.")
+
+
+if __name__ == "__main__":
+    main()
