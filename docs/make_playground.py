@@ -1,8 +1,7 @@
 """Make what the lesson's playground loads, from the small network and from C.
 
-    pip install ziglang==0.16.0
     python docs/make_playground.py               the engine, the weights, the still strip
-    python docs/make_playground.py --weights     without the engine, which needs the compiler
+    python docs/make_playground.py --weights     without the engine, whose compiler uv fetches
 
 Writes docs/_static/playground/engine.js (docs/playground/unet.c as WebAssembly), weights.js (those
 of models/playground_32.pt in int8, one scale for each output channel) and the strip that stands on
@@ -44,7 +43,8 @@ ASSETS = ROOT / "docs" / "_static" / "playground"
 STILLS = (0, 4, 8, 11, 14, 17, 20)  # steps in the strip
 TILE = 8  # output channels that unet.c computes at once
 COMPILE = [
-    sys.executable, "-m", "ziglang", "cc", "-target", "wasm32-freestanding", "-O3", "-msimd128",
+    sys.executable, "-m", "uv", "run", "--no-project", "--with", "ziglang==0.16.0",
+    "python", "-m", "ziglang", "cc", "-target", "wasm32-freestanding", "-O3", "-msimd128",
     "-mbulk-memory", "-nostdlib", "-Wall", "-Wextra", "-Wl,--no-entry", "-Wl,--strip-all",
     *(f"-Wl,--export={name}" for name in ("unet", "picture_at", "waves_at", "label_at")),
 ]  # fmt: skip

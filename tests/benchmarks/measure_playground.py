@@ -105,7 +105,7 @@ def distances(drawn, train, heldout, classifier):
     folders = {"samples": drawn, "train": train, "heldout": heldout}
     spaces = feature_spaces(folders, classifier, 0, CPU)
     sizes = {name: len(own) for name, own in folders.items()}
-    splits = draw_splits(sizes, min(len(drawn), len(heldout) // 2), np.random.default_rng(0))
+    splits = draw_splits(sizes, len(drawn) // 2, np.random.default_rng(0))
     report = distance_report(spaces, splits, 0, CPU)
     ratios = {
         f"{space}, {measure}": report[space][measure]["samples_over_floor"]["ratio"]
