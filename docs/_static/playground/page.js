@@ -154,13 +154,13 @@ const playground = {};  // engine.js and weights.js put themselves in here
     const card = document.createElement("li");
     const job = { seed, label, guidance: Number(fields.guidance.value), steps: Number(fields.steps.value) };
     job.name = [...fields.tradition.options].find((option) => Number(option.value) === label).text;
-    job.canvases = ["x_t", "guess of x_0"].map((title) => {
+    job.canvases = [["x", "t"], ["guess of x", "0"]].map(([title, index]) => {
       const figure = document.createElement("figure");
       const canvas = document.createElement("canvas");
       const caption = document.createElement("figcaption");
       canvas.width = canvas.height = 32;
       canvas.setAttribute("role", "img");
-      caption.textContent = title;
+      caption.append(title, Object.assign(document.createElement("sub"), { textContent: index }));
       figure.append(canvas, caption);
       card.append(figure);
       return canvas;
@@ -174,8 +174,8 @@ const playground = {};  // engine.js and weights.js put themselves in here
 
   function show(job, { step, x_t, x_0 }) {
     job.step = step;
-    const told = job.label < 0 ? "" : `, w = ${job.guidance}`;
-    job.caption.textContent = `${job.name}${told}, seed ${job.seed}: step ${step} of ${job.steps}`;
+    const strength = job.label < 0 ? "" : `, w = ${job.guidance}`;
+    job.caption.textContent = `${job.name}${strength}, seed ${job.seed}: step ${step} of ${job.steps}`;
     const now = performance.now(), isLast = step === job.steps;
     if (calm.matches && step && !isLast && now - job.painted < CALM_MS) return;
     job.painted = now;
