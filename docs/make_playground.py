@@ -191,11 +191,11 @@ def to_bytes(x: np.ndarray) -> np.ndarray:
 
 
 def draw_strip() -> Image.Image:
-    """Draw a kente of 20 steps as the page does: x_t above, the guess of x_0 below, some steps."""
-    job = {"seed": 1, "label": 6, "guidance": 2, "steps": 20, "all": True}
-    walk = to_bytes(run_engine([job]).reshape(-1, 2, 32, 32, 3))
-    rows = [np.concatenate([walk[step, row] for step in STILLS], 1) for row in (0, 1)]
-    strip = Image.fromarray(np.concatenate(rows))
+    """Draw a kuba of 20 steps as the page does: x_t above, the guess of x_0 below, some steps."""
+    job = {"seed": 7, "label": 8, "guidance": 2, "steps": 20, "all": True}
+    walk = to_bytes(run_engine([job]).reshape(-1, 2, 32, 32, 3))[list(STILLS)]
+    walk = np.pad(walk, [(0, 0), (0, 0), (0, 1), (0, 1), (0, 0)], constant_values=255)
+    strip = Image.fromarray(np.vstack([np.hstack(list(row)) for row in walk.swapaxes(0, 1)]))
     return strip.resize((4 * strip.width, 4 * strip.height), Image.Resampling.NEAREST)
 
 

@@ -24,7 +24,7 @@ FORM = """
 </div>
 <div><label for="playground-steps">Steps: <span></span></label>
 <input type="range" id="playground-steps" name="steps" min="1" max="50" step="1" value="20"></div>
-<div><label for="playground-seed">Seed of the noise</label>
+<div><label for="playground-seed">Seed</label>
 <input type="number" id="playground-seed" name="seed" value="{seed}" min="0" max="999999" required>
 </div>
 <div><label for="playground-count">Fabrics at once</label>

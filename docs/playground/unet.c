@@ -1,5 +1,8 @@
 // The playground's network: one evaluation of the U-Net of denoising_diffusion_pytorch, in fp32.
 //
+// It exists because it is small: onnxruntime-web did the same from a file too, at five megabytes of
+// page for these seven kilobytes, two seconds before the first step and four times the time for each.
+//
 // Rebuild with `python docs/make_playground.py`, which also writes the weights. They stand in the
 // order in which this file takes them, so that a cursor finds each one. Convolutions and linear
 // layers are int8 with a scale for each output channel; they are unpacked eight output channels at

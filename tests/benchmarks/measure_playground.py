@@ -1,13 +1,14 @@
 """What the playground's network draws, and what int8 costs it.
 
-    python tests/benchmarks/measure_playground.py      half an hour on two CPU cores; needs Node
+    python tests/benchmarks/measure_playground.py     20 minutes on one CPU core; needs Node
 
-The page's own engine draws squares of 32 pixels with the labels in turn at w = 1, 2 and 3. A
+The page's own engine draws squares of 32 pixels with the labels in turn at w = 1 and 2. A
 classifier that has learned from squares of held-out fabrics says what it takes them for, and what
 it takes squares of other held-out fabrics for: that is as much as can be reached. From the same
 noise the network with its own fp32 weights draws the squares of w = 2 again. Both are compared with
-held-out squares by the lesson's distances, and with each other. Writes playground.json in
-training_results/reference.
+held-out squares by the lesson's distances, and with each other. And as the page asks what fabrics
+from one noise share: how far their mean colour follows that of the noise. Writes playground.json
+in training_results/reference.
 """
 
 import sys
@@ -35,7 +36,7 @@ from ddpm_basics.model import label_vectors  # noqa: E402
 from ddpm_basics.sampling import dpmpp_step, log_snr_times, noise_levels, predict_x_0  # noqa: E402
 from ddpm_basics.weight_files import load_weights  # noqa: E402
 
-STRENGTHS = (1, 2, 3)  # w
+STRENGTHS = (1, 2)  # w
 COMPARED = 2  # the strength at which int8 meets fp32
 STEPS = 20
 SEED = 7000  # of the first square
@@ -86,11 +87,15 @@ def draw_engine(names, images, strength):
     return as_fabrics(np.concatenate(parts).reshape(images, -1), names), seconds
 
 
+def noises(images):
+    """The page's x_T of each square, [N, 32, 32, 3]."""
+    return run_engine([{"noise": SEED + i} for i in range(images)]).reshape(-1, SIDE, SIDE, 3)
+
+
 def draw_torch(diffusion, names, images, strength):
     """The same squares from the same noise, with the network's own weights in fp32."""
     levels, parts = noise_levels(diffusion), []
-    noise = run_engine([{"noise": SEED + i} for i in range(images)])
-    noise = torch.from_numpy(noise.reshape(images, SIDE, SIDE, 3)).permute(0, 3, 1, 2)
+    noise = torch.from_numpy(noises(images)).permute(0, 3, 1, 2)
     for i in tqdm(range(0, images, len(names)), "fp32"):
         x_t, past = noise[i : i + len(names)].contiguous(), []
         labels = label_vectors(diffusion, names, range(i, i + len(x_t)))
@@ -128,6 +133,16 @@ def apart(one, other):
     """The root mean square difference of squares that grew out of the same noise, in [0, 1]."""
     difference = (one.pixels.float() - other.pixels.float()) / 255
     return float(difference.square().mean((1, 2, 3)).sqrt().mean())
+
+
+def colour_from_noise(drawn):
+    """The correlation of a square's mean colour with its noise's, less what its label does."""
+    labels = np.array(drawn.labels)
+    means = [noises(len(drawn)).mean((1, 2)), drawn.pixels.float().mean((2, 3)).numpy()]
+    for own in means:
+        for name in set(labels):
+            own[labels == name] -= own[labels == name].mean(0)
+    return float(np.corrcoef(means[0].ravel(), means[1].ravel())[0, 1])
 
 
 @torch.inference_mode()
@@ -172,6 +187,7 @@ def main(argv=None):
         print(f"w = {strength}: {row['recognised']:.1%} recognised")
         if strength == COMPARED:
             int8 = drawn
+    record["colour_from_noise"] = colour_from_noise(int8)
     record["int8"] = compare(diffusion, names, int8, measured, classifier)
     write_json(options.output, record)
     print(f"Wrote {options.output}.")

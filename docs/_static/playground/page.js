@@ -175,7 +175,7 @@ const playground = {};  // engine.js and weights.js put themselves in here
   function show(job, { step, x_t, x_0 }) {
     job.step = step;
     const strength = job.label < 0 ? "" : `, w = ${job.guidance}`;
-    job.caption.textContent = `${job.name}${strength}, seed ${job.seed}: step ${step} of ${job.steps}`;
+    job.caption.textContent = `${job.name}${strength}, seed ${job.seed}, step ${step}/${job.steps}`;
     const now = performance.now(), isLast = step === job.steps;
     if (calm.matches && step && !isLast && now - job.painted < CALM_MS) return;
     job.painted = now;
