@@ -1,8 +1,9 @@
 // The playground's engine under Node: a list of jobs comes in as JSON, 32-bit floats go out.
 //
-// A job with steps draws a fabric: {seed or x_T, label, guidance, steps}, and `all` for every step's
-// x_t and guess of x_0. One with t evaluates the network once: {x_t, t, label} gives what each layer
-// made of it, then v. One with times gives the times of so many steps, one with noise that seed's x_T.
+// A job with steps draws a fabric: {seed or x_T, label, guidance, steps}, and `all` for every
+// step's x_t and guess of x_0. One with t evaluates the network once: {x_t, t, label} gives what
+// each layer made of it, then v. One with times gives the times of so many steps, one with noise
+// that seed's x_T.
 "use strict";
 
 const fs = require("fs");
@@ -11,7 +12,8 @@ const vm = require("vm");
 const zlib = require("zlib");
 
 const assets = path.join(__dirname, "..", "_static", "playground");
-const { openNetwork, startingNoise, logSnrTimes, denoise } = require(path.join(assets, "sampling.js"));
+const sampling = require(path.join(assets, "sampling.js"));
+const { openNetwork, startingNoise, logSnrTimes, denoise } = sampling;
 
 const playground = {};
 for (const name of ["engine", "weights"]) {
@@ -22,7 +24,8 @@ const { engine, weights } = playground;
 
 const layers = [];
 const seen = (at, side, channels) => {
-  if (layers.wanted) layers.push(new Float32Array(network.memory.buffer, at, side * side * channels).slice());
+  const { buffer } = network.memory;
+  if (layers.wanted) layers.push(new Float32Array(buffer, at, side * side * channels).slice());
 };
 const network = openNetwork(
   new WebAssembly.Module(unpack(engine.bytes)), { ...weights, bytes: unpack(weights.bytes) }, seen,
@@ -45,4 +48,6 @@ function run(job) {
 }
 
 const out = JSON.parse(fs.readFileSync(0, "utf8")).flatMap(run);
-fs.writeSync(1, Buffer.concat(out.map((array) => Buffer.from(array.buffer, array.byteOffset, array.byteLength))));
+for (const { buffer, byteOffset, byteLength } of out) {
+  process.stdout.write(Buffer.from(buffer, byteOffset, byteLength));
+}

@@ -8,11 +8,10 @@ it takes squares of other held-out fabrics for: that is as much as can be reache
 noise the network with its own fp32 weights draws the squares of w = 2 again. Both are compared with
 held-out squares by the lesson's distances, and with each other. And as the page asks what fabrics
 from one noise share: how far their mean colour follows that of the noise. Writes playground.json
-in training_results/reference.
+in training_results/reference; interrupted, the same command goes on.
 """
 
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,13 +29,13 @@ from ddpm_basics.evaluation.distances import distance_report, draw_splits  # noq
 from ddpm_basics.evaluation.features import feature_spaces, train_classifier  # noqa: E402
 from ddpm_basics.evaluation.folders import Fabrics, read_fabrics  # noqa: E402
 from ddpm_basics.fabrics.folder import draw_fabrics  # noqa: E402
-from ddpm_basics.files import file_digest, write_json  # noqa: E402
+from ddpm_basics.files import file_digest, write_atomically, write_json  # noqa: E402
 from ddpm_basics.hardware import describe  # noqa: E402
 from ddpm_basics.model import label_vectors  # noqa: E402
 from ddpm_basics.sampling import dpmpp_step, log_snr_times, noise_levels, predict_x_0  # noqa: E402
 from ddpm_basics.weight_files import load_weights  # noqa: E402
 
-STRENGTHS = (1, 2)  # w
+STRENGTHS = (2, 1)  # w
 COMPARED = 2  # the strength at which int8 meets fp32
 STEPS = 20
 SEED = 7000  # of the first square
@@ -74,17 +73,28 @@ def cut(fabrics, each, rng):
     return Fabrics(fabrics.folder, fabrics.labels * each, torch.stack(squares))
 
 
-def draw_engine(names, images, strength):
-    """The squares that the page draws, labels in turn, and the seconds of one."""
-    started, parts = time.perf_counter(), []
-    jobs = [
-        {"seed": SEED + i, "label": i % len(names), "guidance": strength, "steps": STEPS}
-        for i in range(images)
-    ]
-    for i in tqdm(range(0, images, len(names)), f"w = {strength}"):
-        parts.append(run_engine(jobs[i : i + len(names)]))
-    seconds = (time.perf_counter() - started) / images
-    return as_fabrics(np.concatenate(parts).reshape(images, -1), names), seconds
+def in_batches(folder, name, images, size, draw):
+    """Draw squares [N, 32, 32, 3] in [-1, 1] batch by batch; those that are there are read."""
+    parts = []
+    for start in tqdm(range(0, images, size), name):
+        path = folder / f"{name}-{start:03d}.npy"
+        if not path.exists():
+            with write_atomically(path) as temporary, temporary.open("wb") as file:
+                np.save(file, draw(range(start, min(start + size, images))))
+        parts.append(np.load(path).reshape(-1, SIDE, SIDE, 3))
+    return np.concatenate(parts)
+
+
+def draw_engine(names, images, strength, folder):
+    """The squares that the page draws, labels in turn."""
+
+    def draw(indices):
+        return run_engine([
+            {"seed": SEED + i, "label": i % len(names), "guidance": strength, "steps": STEPS}
+            for i in indices
+        ])  # fmt: skip
+
+    return as_fabrics(in_batches(folder, f"w{strength}", images, len(names), draw), names)
 
 
 def noises(images):
@@ -92,24 +102,26 @@ def noises(images):
     return run_engine([{"noise": SEED + i} for i in range(images)]).reshape(-1, SIDE, SIDE, 3)
 
 
-def draw_torch(diffusion, names, images, strength):
+def draw_torch(diffusion, names, images, folder):
     """The same squares from the same noise, with the network's own weights in fp32."""
-    levels, parts = noise_levels(diffusion), []
+    levels = noise_levels(diffusion)
     noise = torch.from_numpy(noises(images)).permute(0, 3, 1, 2)
-    for i in tqdm(range(0, images, len(names)), "fp32"):
-        x_t, past = noise[i : i + len(names)].contiguous(), []
-        labels = label_vectors(diffusion, names, range(i, i + len(x_t)))
+
+    def draw(indices):
+        x_t, past = noise[list(indices)].contiguous(), []
+        labels = label_vectors(diffusion, names, indices)
         for t, s in pairwise(log_snr_times(levels, STEPS)):
-            x_0 = predict_x_0(diffusion, levels, x_t, t, labels, strength)
+            x_0 = predict_x_0(diffusion, levels, x_t, t, labels, COMPARED)
             x_t = dpmpp_step(levels, x_t, x_0, t, s, past)
             past = [(x_0, t), *past[:1]]
-        parts.append(x_t.permute(0, 2, 3, 1))
-    return as_fabrics(torch.cat(parts).numpy(), names)
+        return x_t.permute(0, 2, 3, 1).numpy()
+
+    return as_fabrics(in_batches(folder, "fp32", images, len(names), draw), names)
 
 
 def as_fabrics(x, names):
     """Drawn squares (N, ...) in [-1, 1], labels in turn, as the evaluation takes them."""
-    pixels = torch.from_numpy(to_bytes(x).reshape(len(x), SIDE, SIDE, 3)).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(to_bytes(x)).permute(0, 3, 1, 2)
     labels = [names[i % len(names)] for i in range(len(x))]
     return Fabrics(Path("drawn"), labels, pixels.contiguous())
 
@@ -146,9 +158,9 @@ def colour_from_noise(drawn):
 
 
 @torch.inference_mode()
-def compare(diffusion, names, int8, heldout, classifier):
+def compare(diffusion, names, int8, heldout, classifier, folder):
     """What int8 costs: distances of both to held-out squares, and to each other."""
-    fp32 = draw_torch(diffusion, names, len(int8), COMPARED)
+    fp32 = draw_torch(diffusion, names, len(int8), folder)
     train = heldout.at(range(len(heldout) // 2))
     rest = heldout.at(range(len(heldout) // 2, len(heldout)))
     shuffled = int8.at(np.roll(np.arange(len(int8)), len(names)))
@@ -181,14 +193,14 @@ def main(argv=None):
     }  # fmt: skip
     print(f"held-out squares: {record['heldout']['recognised']:.1%} recognised")
     for strength in STRENGTHS:
-        drawn, seconds = draw_engine(names, options.images, strength)
-        row = {"w": strength, "seconds": seconds, **recognised(classifier, drawn)}
+        drawn = draw_engine(names, options.images, strength, options.folder)
+        row = {"w": strength, **recognised(classifier, drawn)}
         record["rows"].append(row)
         print(f"w = {strength}: {row['recognised']:.1%} recognised")
         if strength == COMPARED:
             int8 = drawn
     record["colour_from_noise"] = colour_from_noise(int8)
-    record["int8"] = compare(diffusion, names, int8, measured, classifier)
+    record["int8"] = compare(diffusion, names, int8, measured, classifier, options.folder)
     write_json(options.output, record)
     print(f"Wrote {options.output}.")
 

@@ -20,10 +20,13 @@ const playground = {};  // engine.js and weights.js put themselves in here
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
   const atOnce = Math.min(navigator.hardwareConcurrency || 2, MOST);
 
-  const TOO_OLD = "This browser cannot run the network: it needs WebAssembly with SIMD, as browsers have it since 2023. The strip below shows what others see.";
-  const NO_MEMORY = "The browser gave no memory for the network: close other tabs, then press Draw again.";
-  const NO_FILE = "A file that belongs to this page did not load: copy the whole folder of the lesson, then press Draw again.";
+  const TOO_OLD = "This browser cannot run the network: it needs WebAssembly with SIMD, as "
+    + "browsers have it since 2023. The strip below shows what others see.";
+  const NO_MEMORY = "The browser gave no memory to the network: close other tabs, then press Draw.";
+  const NO_FILE = "A file that belongs to this page did not load: copy the whole folder of the "
+    + "lesson, then press Draw again.";
   const PAUSED = "Paused while the page is hidden.";
+  const broken = (why) => `The network stopped (${why}): press Draw to begin again.`;
 
   let network = null;  // a promise of the compiled engine and the weights
   let parts = null;  // what became of it
@@ -52,13 +55,13 @@ const playground = {};  // engine.js and weights.js put themselves in here
     return { module, weights: { ...weights, bytes: await unpack(weights.bytes) } };
   }
 
-  function startWorker(parts) {
+  function startWorker() {
     const text = `"use strict"; ${sampling}; (${(all) => all.serve(self)})(sampling());`;
     const address = URL.createObjectURL(new Blob([text], { type: "text/javascript" }));
     const worker = new Worker(address);
     URL.revokeObjectURL(address);
     worker.onmessage = ({ data }) => answer(worker, data);
-    worker.onerror = (event) => fail(`The network stopped (${event.message}): press Draw to begin again.`);
+    worker.onerror = (event) => fail(broken(event.message));
     worker.fresh = parts;  // go with its first job
     workers.push(worker);
     return worker;
@@ -68,7 +71,8 @@ const playground = {};  // engine.js and weights.js put themselves in here
 
   function assign() {
     while (queue.length) {
-      const free = workers.find((worker) => !worker.job) ?? (workers.length < atOnce && startWorker(parts));
+      const mayStart = workers.length < atOnce;
+      const free = workers.find((worker) => !worker.job) ?? (mayStart && startWorker());
       if (!free) return;
       free.job = queue.shift();
       const { seed, label, guidance, steps } = free.job;
@@ -80,7 +84,7 @@ const playground = {};  // engine.js and weights.js put themselves in here
 
   function answer(worker, data) {
     const { job } = worker;
-    if (data.failed) return fail(data.noMemory ? NO_MEMORY : `The network stopped (${data.failed}): press Draw to begin again.`);
+    if (data.failed) return fail(data.noMemory ? NO_MEMORY : broken(data.failed));
     if (!job.isOver) show(job, data);
     if (data.step === job.steps) job.isOver = true;
     if (job.isOver) {
@@ -127,9 +131,7 @@ const playground = {};  // engine.js and weights.js put themselves in here
   function finish() {
     if (!isDrawing()) return;
     setDrawing(false);
-    const seconds = (performance.now() - started) / 1000;
-    const isWhole = jobs.every((job) => job.step === job.steps);
-    say(isWhole ? `Drawn in ${seconds.toFixed(1)} seconds.` : `Stopped at step ${jobs.at(-1).step}.`);
+    say(`Drawn in ${((performance.now() - started) / 1000).toFixed(1)} seconds.`);
   }
 
   function fail(sentence) {
@@ -152,7 +154,8 @@ const playground = {};  // engine.js and weights.js put themselves in here
 
   function newJob(seed, label) {
     const card = document.createElement("li");
-    const job = { seed, label, guidance: Number(fields.guidance.value), steps: Number(fields.steps.value) };
+    const [guidance, steps] = [fields.guidance, fields.steps].map((field) => Number(field.value));
+    const job = { seed, label, guidance, steps };
     job.name = [...fields.tradition.options].find((option) => Number(option.value) === label).text;
     job.canvases = [["x", "t"], ["guess of x", "0"]].map(([title, index]) => {
       const figure = document.createElement("figure");
@@ -172,13 +175,19 @@ const playground = {};  // engine.js and weights.js put themselves in here
     return job;
   }
 
-  function show(job, { step, x_t, x_0 }) {
-    job.step = step;
+  function show(job, state) {
+    job.state = state;
     const strength = job.label < 0 ? "" : `, w = ${job.guidance}`;
-    job.caption.textContent = `${job.name}${strength}, seed ${job.seed}, step ${step}/${job.steps}`;
-    const now = performance.now(), isLast = step === job.steps;
-    if (calm.matches && step && !isLast && now - job.painted < CALM_MS) return;
-    job.painted = now;
+    job.caption.textContent =
+      `${job.name}${strength}, seed ${job.seed}, step ${state.step}/${job.steps}`;
+    const isBetween = state.step > 0 && state.step < job.steps;
+    if (calm.matches && isBetween && performance.now() - job.painted < CALM_MS) return;
+    paint(job);
+  }
+
+  function paint(job) {
+    const { step, x_t, x_0 } = job.state;
+    job.painted = performance.now();
     [x_t, x_0].forEach((x, i) => {
       const canvas = job.canvases[i];
       const what = i ? "The guess of x_0" : "x_t";
@@ -194,8 +203,17 @@ const playground = {};  // engine.js and weights.js put themselves in here
     halt();
     list.replaceChildren();
     const { tradition, seed, count } = fields;
-    jobs = Array.from({ length: Number(count.value) }, (_, i) => newJob(Number(seed.value) + i, Number(tradition.value)));
+    const first = Number(seed.value), label = Number(tradition.value);
+    jobs = Array.from({ length: Number(count.value) }, (_, i) => newJob(first + i, label));
     begin(jobs);
+  }
+
+  function stopHere() {
+    if (!isDrawing()) return;
+    halt();
+    setDrawing(false);
+    jobs.forEach(paint);
+    say(`Stopped at step ${jobs.at(-1).state.step}.`);
   }
 
   // The last fabric's noise once more, with the next tradition of the list.
@@ -215,7 +233,7 @@ const playground = {};  // engine.js and weights.js put themselves in here
 
   form.addEventListener("submit", draw);
   another.addEventListener("click", drawAnother);
-  stop.addEventListener("click", () => { if (isDrawing()) { halt(); finish(); } });
+  stop.addEventListener("click", stopHere);
   document.addEventListener("visibilitychange", goOn);
   for (const input of form.querySelectorAll("input[type=range]")) {
     const showValue = () => { input.labels[0].querySelector("span").textContent = input.value; };

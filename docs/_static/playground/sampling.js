@@ -1,8 +1,8 @@
 // From noise to a fabric: the times, the guess of x_0 and the step of ddpm_basics/sampling.py.
 //
-// All of it stands in one function, whose text the page hands to its workers: a page that was opened
-// as a file may not load a worker's script from another one. Tests run it under Node. A picture is
-// 32 rows of 32 pixels of red, green, blue, in [-1, 1], x_t beyond it by the noise.
+// All of it stands in one function, whose text the page hands to its workers: a page that was
+// opened as a file may not load a worker's script from another one. Tests run it under Node. A
+// picture is 32 rows of 32 pixels of red, green, blue, in [-1, 1], x_t beyond it by the noise.
 "use strict";
 
 function sampling() {
@@ -40,9 +40,10 @@ function sampling() {
       return picture;
     }
 
-    // The last entry, which t = -1 reaches, is the clean image.
-    const alpha = [...floats(start, timesteps), 1], sigma = [...floats(after(timesteps), timesteps), 0];
-    alpha[-1] = 1, sigma[-1] = 0;
+    // t = -1 is the clean image.
+    const alpha = [...floats(start, timesteps)], sigma = [...floats(after(timesteps), timesteps)];
+    alpha[-1] = 1;
+    sigma[-1] = 0;
     return { memory, evaluate, levels: { alpha, sigma, timesteps } };
   }
 
@@ -151,8 +152,10 @@ function sampling() {
     scope.onmessage = ({ data }) => {
       try {
         if (data.module) network = openNetwork(data.module, data.weights);
-        const { draw } = data;
-        if (draw) walk = denoise(network, startingNoise(draw.seed), draw.label, draw.guidance, draw.steps);
+        if (data.draw) {
+          const { seed, label, guidance, steps } = data.draw;
+          walk = denoise(network, startingNoise(seed), label, guidance, steps);
+        }
         scope.postMessage(walk.next().value);
       } catch (error) {
         scope.postMessage({ failed: error.message, noMemory: error instanceof RangeError });
