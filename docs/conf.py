@@ -12,7 +12,7 @@ version = release = "12.3.1"
 language = "en"
 
 extensions = ["sphinx_design", "sphinx_copybutton", "mathml", "measured", "minutes", "lesson_parts",
-              "bundle"]  # fmt: skip
+              "bundle", "playground"]  # fmt: skip
 exclude_patterns = ["_build"]
 math_number_all = False
 math_eqref_format = "({number})"

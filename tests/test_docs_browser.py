@@ -1,15 +1,21 @@
 """The lesson in a real browser: headless Chromium, driven by selenium, checked with axe-core."""
 
+import base64
 import functools
 import http.server
+import io
 import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import ROOT
+from PIL import Image
 from test_docs import PAGES, REFERENCE, site  # noqa: F401 - a fixture
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
@@ -23,6 +29,9 @@ webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
+
+sys.path.insert(0, str(ROOT / "docs"))
+needs_node = pytest.mark.skipif(not shutil.which("node"), reason="Node is not installed")
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -89,6 +98,12 @@ def requests_of(driver):
     ]
 
 
+def faults_of(driver):
+    """What the console complained about since the last look."""
+    errors = [e for e in driver.get_log("browser") if e["level"] in ("SEVERE", "WARNING")]
+    return [e for e in errors if "favicon" not in e["message"]]
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_page_is_whole_quiet_and_alone(driver, address, page):
     """Every picture arrives, the console stays silent, nothing is asked of another host."""
@@ -103,8 +118,7 @@ def test_page_is_whole_quiet_and_alone(driver, address, page):
     assert [p for p in pictures if not p[1] or not p[2].strip()] == []
     outside = [url for url in requests_of(driver) if not url.startswith((address, "data:"))]
     assert outside == []
-    errors = [e for e in driver.get_log("browser") if e["level"] in ("SEVERE", "WARNING")]
-    assert [e for e in errors if "favicon" not in e["message"]] == []
+    assert faults_of(driver) == []
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -344,3 +358,245 @@ def test_mathematics_has_its_font_and_is_readable_as_text(driver, address):
     assert all(formula.get_attribute("alttext") for formula in formulas)
     heights = [f.rect["height"] for f in formulas if f.is_displayed()]
     assert min(heights) > 5
+
+
+# ---- The playground ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def playground(driver, address):
+    """playground(address, **settings): the page in a fresh state, its form filled in."""
+    driver.get("about:blank")
+    for kind in ("performance", "browser"):
+        driver.get_log(kind)
+
+    def visit(url=f"{address}/playground.html", **settings):
+        show(driver, url)
+        fill_in(driver, **settings)
+
+    return visit
+
+
+def fill_in(driver, **settings):
+    for name, value in settings.items():
+        driver.execute_script(
+            "const field = document.querySelector(`.playground [name=${arguments[0]}]`);"
+            "field.value = arguments[1]; field.dispatchEvent(new Event('input'))", name, value,
+        )  # fmt: skip
+
+
+def press(driver, button):
+    """Press a button by keyboard."""
+    driver.find_element(By.CSS_SELECTOR, f".playground {button}").send_keys(Keys.ENTER)
+
+
+DRAW, STOP, ANOTHER = "[type=submit]", "[name=stop]", "[name=another]"
+
+
+def said(driver):
+    return driver.find_element(By.CSS_SELECTOR, ".playground [role=status]").text
+
+
+def forget(driver):
+    """Clear what was said, so that the same may be waited for again."""
+    driver.execute_script("document.querySelector('.playground [role=status]').textContent = ''")
+
+
+def wait_until(driver, condition, seconds=300):
+    WebDriverWait(driver, seconds, poll_frequency=0.1).until(lambda _: condition())
+
+
+def fabrics_of(driver):
+    """The pixels of every fabric: [fabric, x_t or the guess of x_0, 32, 32, 3]."""
+    addresses = driver.execute_script(
+        "return [...document.querySelectorAll('.playground canvas')].map(c => c.toDataURL())"
+    )
+    files = [io.BytesIO(base64.b64decode(address.split(",")[1])) for address in addresses]
+    pixels = np.array([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    return pixels.reshape(-1, 2, 32, 32, 3)
+
+
+def node_fabrics(jobs):
+    """The same, by the same engine under Node."""
+    import make_playground
+
+    walks = make_playground.run_engine([{**job, "all": True} for job in jobs])
+    steps = jobs[0]["steps"] + 1
+    return make_playground.to_bytes(walks.reshape(len(jobs), steps, 2, 32, 32, 3)[:, -1])
+
+
+@needs_node
+@pytest.mark.parametrize("kind", ["file", "http"])
+def test_the_playground_draws_what_node_draws(driver, address, site, playground, kind):  # noqa: F811
+    """From a file and from a server: nothing big before the click, nothing from elsewhere after."""
+    start = site.as_uri() if kind == "file" else address
+    playground(f"{start}/playground.html", tradition=8, steps=5, seed=3)
+    before = requests_of(driver)
+    assert not [url for url in before if url.endswith(("engine.js", "weights.js"))]
+    press(driver, DRAW)
+    wait_until(driver, lambda: said(driver).startswith("Drawn in"))
+    job = {"seed": 3, "label": 8, "guidance": 2, "steps": 5}
+    assert (fabrics_of(driver) == node_fabrics([job])).all()
+    press(driver, ANOTHER)
+    wait_until(driver, lambda: said(driver).startswith("Drawn in"))
+    assert (fabrics_of(driver) == node_fabrics([job, {**job, "label": 9}])).all()
+    after = requests_of(driver)
+    assert len([url for url in after if url.endswith(("engine.js", "weights.js"))]) == 2
+    own = (start, "blob:", "data:")
+    assert [url for url in before + after if not url.startswith(own)] == []
+    assert faults_of(driver) == []
+
+
+@needs_node
+def test_nine_fabrics_stopped_and_drawn_again(driver, playground, axe):
+    """Stopped, all keep what is seen; drawn again, all become what they have to be."""
+    playground(count=9, steps=50, guidance=0, seed=20, tradition=-1)
+    press(driver, DRAW)
+    wait_until(driver, lambda: "step 1/50" in driver.find_element(By.TAG_NAME, "body").text)
+    press(driver, STOP)
+    assert said(driver).startswith("Stopped at step")
+    stopped = fabrics_of(driver)
+    assert len(stopped) == 9
+    assert driver.execute_async_script("setTimeout(arguments[0], 500)") is None
+    assert (fabrics_of(driver) == stopped).all()
+    press(driver, ANOTHER)
+    assert said(driver).startswith("Nine fabrics are the most")
+    fill_in(driver, steps=3)
+    press(driver, DRAW)
+    wait_until(driver, lambda: said(driver).startswith("Drawn in"))
+    jobs = [{"seed": 20 + i, "label": -1, "guidance": 0, "steps": 3} for i in range(9)]
+    assert (fabrics_of(driver) == node_fabrics(jobs)).all()
+    driver.execute_script(axe)
+    for theme in ("light", "dark"):
+        driver.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
+        report = driver.execute_async_script("axe.run('.playground').then(arguments[0])")
+        assert report["violations"] == [], theme
+
+
+def test_the_playground_pauses_in_a_hidden_tab(driver, playground):
+    playground(steps=50, guidance=0)
+    driver.execute_script(
+        "Object.defineProperty(document, 'hidden', {get: () => window.away, configurable: true})"
+    )
+    turn = "window.away = arguments[0]; document.dispatchEvent(new Event('visibilitychange'))"
+    press(driver, DRAW)
+    wait_until(driver, lambda: said(driver) == "Drawing.")
+    driver.execute_script(turn, True)
+    wait_until(driver, lambda: said(driver) == "Paused while the page is hidden.")
+    held = fabrics_of(driver)
+    assert driver.execute_async_script("setTimeout(arguments[0], 500)") is None
+    assert (fabrics_of(driver) == held).all()
+    driver.execute_script(turn, False)
+    wait_until(driver, lambda: said(driver).startswith("Drawn in"))
+
+
+MISFORTUNES = {
+    "delete WebAssembly": "cannot run the network",
+    "delete DecompressionStream": "cannot run the network",
+    "WebAssembly.compile = () => Promise.reject(new WebAssembly.CompileError())":
+        "cannot run the network",
+    "WebAssembly.compile = () => Promise.reject(new RangeError())": "gave no memory",
+    "Worker = function () { this.terminate = () => {}; this.postMessage = () => setTimeout(() =>"
+    " this.onmessage({data: {failed: 'x', noMemory: true}})) }": "gave no memory",
+    "Worker = function () { this.terminate = () => {}; this.postMessage = () => setTimeout(() =>"
+    " this.onerror({message: 'broken'})) }": "The network stopped (broken)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", MISFORTUNES)
+def test_a_misfortune_is_one_sentence(driver, playground, harm):
+    script = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": harm})
+    try:
+        playground()
+        if driver.find_element(By.CSS_SELECTOR, ".playground form").is_displayed():
+            press(driver, DRAW)
+        wait_until(driver, lambda: MISFORTUNES[harm] in said(driver))
+        too_old = "cannot run" in said(driver)
+        still = driver.find_element(By.CSS_SELECTOR, ".playground-still")
+        form = driver.find_element(By.CSS_SELECTOR, ".playground form")
+        assert (still.is_displayed(), form.is_displayed()) == (too_old, not too_old)
+        assert faults_of(driver) == []
+    finally:
+        driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
+
+
+def test_a_file_that_is_missing_may_come_later(driver, playground):
+    driver.execute_cdp_cmd("Network.enable", {})
+    playground(steps=2)
+    driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["*/weights.js"]})
+    press(driver, DRAW)
+    wait_until(driver, lambda: "did not load" in said(driver))
+    driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": []})
+    press(driver, DRAW)
+    wait_until(driver, lambda: said(driver).startswith("Drawn in"))
+
+
+def test_the_playground_without_javascript(driver, address):
+    driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        show(driver, f"{address}/playground.html")
+        assert driver.find_element(By.CSS_SELECTOR, ".playground-still img").is_displayed()
+        assert not driver.find_element(By.CSS_SELECTOR, ".playground-live").is_displayed()
+    finally:
+        driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "playground"])
+def test_other_pages_load_nothing_of_the_playground(site, page):  # noqa: F811
+    assert "playground/" not in (site / f"{page}.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("guidance", "limit"), [(0, 3), (2, 6)])
+def test_the_playground_is_fast(driver, playground, guidance, limit):
+    """A fabric of 20 steps on one core; the page answers meanwhile."""
+    playground(guidance=guidance, steps=20)
+    driver.execute_script(
+        "window.longest = 0; let last = performance.now(); const beat = () => {"
+        " const now = performance.now(); window.longest = Math.max(window.longest, now - last);"
+        " last = now; setTimeout(beat, 10) }; beat()"
+    )
+    seconds = []
+    for _ in range(3):  # the machine may be busy with something else
+        press(driver, DRAW)
+        wait_until(driver, lambda: said(driver).startswith("Drawn in"))
+        seconds.append(float(said(driver).split()[2]))
+        forget(driver)
+    assert min(seconds) <= limit
+    assert driver.execute_script("return window.longest") < 500, "milliseconds"
+
+
+@pytest.mark.slow
+def test_the_playground_keeps_its_memory(driver, playground):
+    """Fifty fabrics leave no more behind than five."""
+    playground(steps=2, guidance=0)
+
+    def draw(times):
+        for _ in range(times):
+            press(driver, DRAW)
+            wait_until(driver, lambda: said(driver).startswith("Drawn in"))
+            forget(driver)
+        driver.execute_cdp_cmd("HeapProfiler.collectGarbage", {})
+        return memory_of(driver.service.process.pid)
+
+    before = draw(5)
+    assert draw(50) < before + 20e6, "bytes"
+
+
+def memory_of(process):
+    """The resident bytes of a process's descendants that are not shared."""
+    children, own = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = dict(
+                line.split(":", 1) for line in (folder / "status").read_text().splitlines()
+            )
+        except OSError:
+            continue  # it has ended
+        children.setdefault(int(fields["PPid"]), []).append(int(folder.name))
+        own[int(folder.name)] = int(fields.get("RssAnon", "0 kB").split()[0]) * 1000
+
+    def total(number):
+        return own[number] + sum(map(total, children.get(number, [])))
+
+    return total(process)
