@@ -490,6 +490,22 @@ def test_the_playground_pauses_in_a_hidden_tab(driver, playground):
     wait_until(driver, lambda: said(driver).startswith("Drawn in"))
 
 
+def test_less_motion_is_a_picture_a_second(driver, address):
+    """Whoever asks the system for less motion sees few steps, and the last one."""
+    show(driver, f"{address}/playground.html", motion="reduce")
+    fill_in(driver, steps=50, guidance=0)
+    press(driver, DRAW)
+    driver.execute_script(
+        "window.painted = []; const canvas = document.querySelector('.playground canvas');"
+        "new MutationObserver(() => painted.push(canvas.ariaLabel.split(' ').at(-1)))"
+        ".observe(canvas, {attributeFilter: ['aria-label']})"
+    )
+    wait_until(driver, lambda: said(driver).startswith("Drawn in"))
+    painted = driver.execute_script("return window.painted")
+    assert painted[-1] == "50"
+    assert len(painted) <= float(said(driver).split()[2]) + 2
+
+
 MISFORTUNES = {
     "delete WebAssembly": "cannot run the network",
     "delete DecompressionStream": "cannot run the network",
