@@ -80,7 +80,7 @@ def test_the_benchmark_counts_the_middle_run(monkeypatch, tiny_weights, tmp_path
     monkeypatch.setattr(bench_sampling, "RUNS_BEFORE", 1)
     monkeypatch.setattr(bench_sampling, "RUNS_AFTER", 2)
     one_run = bench_sampling.time_command
-    real, told = [], iter([5.0, 2.0, 9.0])
+    real, told = [], iter([(5.0, 1.0), (2.0, 0.5), (9.0, 3.0)])
 
     def time_command(*arguments):
         if not real:  # the command itself; once is enough
@@ -98,11 +98,22 @@ def test_the_benchmark_counts_the_middle_run(monkeypatch, tiny_weights, tmp_path
     assert command["seconds"] == 5
     assert set(record["convolution_gflops"]) == {"fp32", "bf16"}
     assert command["times_faster"] == pytest.approx(stock["seconds"] / 5)
-    assert real[0] > sum(drawing["runs"]) / 2, "the command draws, and starts and writes besides"
+    assert record["seconds_to_first_bar"] == 1
+    seconds, first_bar = real[0]
+    assert seconds - first_bar > sum(drawing["runs"]) / 4
+    assert seconds > sum(drawing["runs"]) / 2, "the command draws, and starts and writes besides"
     steps = exercise1.SAMPLING_STEPS["dpmpp"]
     assert stock["evaluations"] == 2 * 250
     assert drawing["evaluations"] == command["evaluations"] == 2 * steps
     assert "Stock was timed over 2 steps and scaled to 250." in capsys.readouterr().out
+
+
+def test_random_weights_are_as_large(tmp_path):
+    diffusion, facts = load_weights(bench_sampling.make_random(tmp_path / "random.pt"))
+    _, shipped = load_weights(ROOT / WEIGHTS)
+    assert facts.parameters == shipped.parameters
+    assert (facts.objective, facts.image_size) == (shipped.objective, shipped.image_size)
+    assert diffusion.label_names
 
 
 def test_an_entry_for_each_machine(tmp_path):

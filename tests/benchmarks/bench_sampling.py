@@ -3,14 +3,16 @@
     python tests/benchmarks/bench_sampling.py                         everything, in full
     python tests/benchmarks/bench_sampling.py --stock-evaluations 5   stock from 5 of its 250 steps
     python tests/benchmarks/bench_sampling.py --engines               ONNX Runtime and OpenVINO, too
+    python tests/benchmarks/bench_sampling.py --random                without the weight file
 
 Stock is sample() of denoising-diffusion-pytorch in fp32 with 250 DDIM steps. Ours is timed in two
 ways: drawing alone, after a warm-up, and the whole command in a process of its own, with its
 imports and files. Stock takes minutes, in which a machine shared with others can become slower or
 faster, so the command runs twice before it and three times after, drawing three times after; the
-middle one counts. Where the weights know labels, ours are drawn with them at w = 1, and the command
-runs twice more with its own guidance, which asks the network twice a step. Writes a table, and this
-machine's entry in training_results/reference/bench_sampling.json, the slowest machine first.
+middle one counts, of its seconds until the progress bar shows, too. Where the weights know labels,
+ours are drawn with them at w = 1, and the command runs twice more with its own guidance, which asks
+the network twice a step. Writes a table, and this machine's entry in
+training_results/reference/bench_sampling.json, the slowest machine first.
 
 The unit is one evaluation of the network for one image. Nearly all of it are convolutions, so the
 limit is the rate at which this machine convolves: that of the network's own convolutions, each with
@@ -38,8 +40,9 @@ import exercise1_generate as exercise1  # noqa: E402
 from ddpm_basics import hardware  # noqa: E402
 from ddpm_basics.console import new_parser  # noqa: E402
 from ddpm_basics.files import read_json, write_json  # noqa: E402
+from ddpm_basics.model import build_diffusion  # noqa: E402
 from ddpm_basics.options import DEVICES, PRECISIONS, default_weights  # noqa: E402
-from ddpm_basics.weight_files import load_weights  # noqa: E402
+from ddpm_basics.weight_files import export_weights, load_weights  # noqa: E402
 
 STOCK_STEPS = 250
 OUR_STEPS = exercise1.SAMPLING_STEPS["dpmpp"]
@@ -52,6 +55,7 @@ def parse_options(argv=None):
     parser = new_parser(__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--weights", type=Path, default=default_weights(), help="weight file")
+    add("--random", action="store_true", help="random weights, which are as fast")
     add("--images", type=int, default=16, help="how many to draw")
     add("--stock-evaluations", type=int, default=STOCK_STEPS,
         help="time so many of stock's DDIM steps and scale up to 250")  # fmt: skip
@@ -63,6 +67,13 @@ def parse_options(argv=None):
     return parser.parse_args(argv)
 
 
+def make_random(path):
+    """Save a network like the shipped one, untrained; return its path."""
+    diffusion = build_diffusion(labels=["a", "b"])
+    export_weights(diffusion, path, 0, {"objective": "pred_v", "schedule": "sigmoid"})
+    return path
+
+
 def timed(work, device):
     """Run work() once; return the seconds until the device has finished, too."""
     finish = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -71,13 +82,6 @@ def timed(work, device):
     work()
     finish()
     return time.perf_counter() - started
-
-
-def matrix_rate(device, precision, side=2048):
-    """Measure the products of two square matrices: operations per second, the best of five."""
-    dtype = hardware.PRECISIONS[precision]
-    left, right = torch.randn(2, side, side, device=device, dtype=dtype)
-    return 2 * side**3 / min(timed(lambda: left @ right, device) for _ in range(5))
 
 
 def operations_per_image(diffusion):
@@ -185,14 +189,21 @@ def time_drawing(weights, device, precision, count):
 
 
 def time_command(weights, options, *more):
-    """Seconds of the whole command in a process of its own, from its start to its end."""
+    """Seconds of the whole command in a process of its own: until its end, and its first bar."""
     command = [sys.executable, str(ROOT / "exercise1_generate.py"), "--weights", str(weights),
                "--num-samples", str(options.images), "--device", options.device,
                *more, "--precision", options.precision]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        subprocess.run(command, cwd=folder, check=True)
-        return time.perf_counter() - started
+        process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE)
+        printed = b""
+        while b"%|" not in printed:  # of the progress bar
+            printed += (letter := process.stderr.read(1))
+            assert letter, printed.decode()
+        first_bar = time.perf_counter() - started
+        process.communicate()
+        assert process.returncode == 0, printed.decode()
+        return time.perf_counter() - started, first_bar
 
 
 def measure(options, weights):
@@ -208,10 +219,12 @@ def measure(options, weights):
         "stock_evaluations_timed": options.stock_evaluations, "rows": [],
     }  # fmt: skip
     as_trained = ["--guidance", "1"] if facts.labels else []  # one evaluation a step, as in stock
-    command = [time_command(weights, options, *as_trained) for _ in range(RUNS_BEFORE)]
+    both = [time_command(weights, options, *as_trained) for _ in range(RUNS_BEFORE)]
     stock_seconds = time_stock(weights, device, options)
-    command += [time_command(weights, options, *as_trained) for _ in range(RUNS_AFTER)]
-    guided = [time_command(weights, options) for _ in range(RUNS_GUIDED if facts.labels else 0)]
+    both += [time_command(weights, options, *as_trained) for _ in range(RUNS_AFTER)]
+    command, first_bar = zip(*both, strict=True)
+    record["seconds_to_first_bar"] = statistics.median(first_bar)
+    guided = [time_command(weights, options)[0] for _ in range(RUNS_GUIDED if facts.labels else 0)]
     # Not before stock: drawing tells the C library to keep freed memory, which helps stock, too.
     drawing = [time_drawing(weights, device, precision, options.images) for _ in range(RUNS_AFTER)]
     rates = {name: convolution_rate(weights, device, name) for name in {"fp32", precision}}
@@ -226,7 +239,7 @@ def measure(options, weights):
             continue
         evaluations, seconds = per_image * options.images, statistics.median(runs)
         record["rows"].append({
-            "what": name, "precision": used, "seconds": seconds, "runs": runs,
+            "what": name, "precision": used, "seconds": seconds, "runs": [*runs],
             "evaluations": evaluations,
             "seconds_per_evaluation": seconds / evaluations,
             "times_faster": stock_seconds / seconds,
@@ -272,7 +285,9 @@ def show(record):
 def main(argv=None):
     """Measure, print the table, write the file."""
     options = parse_options(argv)
-    record = measure(options, options.weights.resolve())
+    with tempfile.TemporaryDirectory() as folder:
+        random = make_random(Path(folder) / "random.pt") if options.random else None
+        record = measure(options, random or options.weights.resolve())
     show(record)
     keep(options.output, record, speed)
     print(f"Wrote {options.output}.")

@@ -1,14 +1,15 @@
 """Training speed against the stock library, both timed in turn in one run.
 
     python tests/benchmarks/bench_training.py                     the real network, batch 32
+    python tests/benchmarks/bench_training.py --compile           with the compiler, minutes more
     python tests/benchmarks/bench_training.py --steps 3 --rounds 2    quicker, noisier
 
-Builds the library's own Trainer (same network, data and batch; mixed precision on a GPU, FID off)
-and exercise3_train.py's training step, each in a process of its own, so that neither inherits the
-other's settings or memory. They take turns, so that whatever else the machine does falls on all.
-The figure of a variant is the median over the rounds; the ratio is taken within each round first.
-Prints a table, and writes this machine's entry in training_results/reference/bench_training.json,
-the slowest machine first.
+Builds the library's own Trainer (same network, data and batch, FID off; on a GPU in fp16, too) and
+exercise3_train.py's training step in several ways, each in a process of its own, so that none
+inherits another's settings or memory. They take turns, so that whatever else the machine does falls
+on all. The figure of a variant is the median over the rounds; the ratio is taken within each round
+first. Prints a table, and writes this machine's entry in
+training_results/reference/bench_training.json, the slowest machine first.
 """
 
 import contextlib
@@ -19,25 +20,33 @@ import statistics
 import sys
 import tempfile
 import time
-from argparse import Namespace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from bench_sampling import ROOT, keep, matrix_rate, timed
+from bench_sampling import ROOT, keep, timed
 from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
 
 import exercise3_train as exercise3
+from ddpm_basics import training
 from ddpm_basics.console import new_parser
 from ddpm_basics.hardware import describe, pick_device, pick_precision
 from ddpm_basics.model import LabelledUnet, build_diffusion
 from ddpm_basics.options import DEVICES
 from ddpm_basics.weight_files import LIBRARY_VERSION
 
-FLOP_PER_IMAGE = 44e9  # forward and backward of one 64x64 image through the 35.7M U-Net
+
+class Variant(NamedTuple):
+    """One way to train."""
+
+    precision: str
+    is_stock: bool = False
+    compiled: bool = False
+    keeps_memory: bool = True  # that was freed
 
 
-def stock_variant(args, device, folder):
+def stock_variant(args, variant, folder):
     """The library's Trainer; returns a function that trains so many steps."""
     unet = Unet(dim=args.dim, dim_mults=tuple(args.dim_mults), channels=3, flash_attn=False)
     diffusion = GaussianDiffusion(unet, image_size=args.image_size, timesteps=1000,
@@ -45,7 +54,8 @@ def stock_variant(args, device, folder):
     trainer = Trainer(
         diffusion, str(args.data), train_batch_size=args.batch_size, train_lr=2e-4,
         train_num_steps=0, save_and_sample_every=10**9, results_folder=str(folder),
-        amp=device.type == "cuda", mixed_precision_type="bf16", calculate_fid=False,
+        amp=variant.precision != "fp32", mixed_precision_type=variant.precision,
+        calculate_fid=False,
     )  # fmt: skip
 
     def run(steps):
@@ -55,24 +65,25 @@ def stock_variant(args, device, folder):
     return run
 
 
-def our_variant(args, device, folder, precision, compiled):
-    """Our training step in one precision, eager or compiled; returns the same kind of function."""
-    options = Namespace(
-        data=args.data, heldout=None, image_size=args.image_size, dim=args.dim,
-        dim_mults=args.dim_mults, schedule="sigmoid", objective="pred_v", loss_weight="min5",
-        steps=exercise3.TRAIN_STEPS, batch_size=args.batch_size,
-        gradient_accumulate=1, lr=2e-4, lr_final=None, warmup=0, init_weights=None, crop=None,
-        channels=3,
-        timesteps=exercise3.TIMESTEPS,
-        seed=exercise3.RANDOM_SEED, precision=precision, results_dir=Path(folder),
-    )  # fmt: skip
+def our_variant(args, variant, folder):
+    """Our training step; returns the same kind of function."""
+    network = ["--image-size", args.image_size, "--dim", args.dim, "--dim-mults", *args.dim_mults]
+    argv = ["--train", "--data", args.data, *network, "--batch-size", args.batch_size,
+            "--results-dir", folder, "--precision", variant.precision]  # fmt: skip
+    taken = []
+    exercise3.train = taken.append  # the options as the exercise reads them
+    assert exercise3.main([*map(str, argv)]) == 0
     exercise3.data.read_heldout = lambda *_: None  # not part of what is timed
-    team = Accelerator(cpu=device.type == "cpu")
-    state = exercise3.start(options, team)
-    if compiled:
-        mode = "reduce-overhead" if device.type == "cuda" else "default"
-        state.diffusion.model.compile(mode=mode)
-    network = team.prepare_model(LabelledUnet(state.diffusion))
+    if not variant.keeps_memory:
+        exercise3.keep_freed_memory = lambda: None
+    state = exercise3.start(taken[0], Accelerator(cpu=pick_device(args.device).type == "cpu"))
+    network = LabelledUnet(state.diffusion)
+    if variant.compiled:
+        rows = slice(0, args.batch_size)
+        assert training.compile_checked(
+            network, lambda: exercise3.loss_of_rows(state, network, state.numbers(1), rows), print
+        )
+    network = state.accelerator.prepare_model(network)
 
     def run(steps):
         losses = []
@@ -91,19 +102,16 @@ def peak_memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def work(pipe, args, precision, compiled):
+def work(pipe, args, variant):
     """What the process of one variant does: take so many steps whenever it is told a number.
 
-    precision None means stock. Answers each number with (seconds per step, peak memory so far).
-    Before a turn is a step that is not timed; after it memory goes back to the system, where the
-    C library can: the variants together would not fit into a small machine.
+    Answers each number with (seconds per step, peak memory so far). Before a turn is a step that is
+    not timed; after it memory goes back to the system, where the C library can: the variants
+    together would not fit into a small machine.
     """
     device = pick_device(args.device)
     with tempfile.TemporaryDirectory() as folder:
-        if precision is None:
-            run = stock_variant(args, device, folder)
-        else:
-            run = our_variant(args, device, folder, precision, compiled)
+        run = (stock_variant if variant.is_stock else our_variant)(args, variant, folder)
         with contextlib.suppress(EOFError):  # the other side is done
             while steps := pipe.recv():
                 run(1)
@@ -113,11 +121,11 @@ def work(pipe, args, precision, compiled):
                     ctypes.CDLL(None).malloc_trim(0)
 
 
-def start_variant(args, precision, compiled):
+def start_variant(args, variant):
     """Start a variant in a process of its own; returns it, and the pipe to tell it numbers by."""
     processes = multiprocessing.get_context("spawn")
     pipe, theirs = processes.Pipe()
-    process = processes.Process(target=work, args=(theirs, args, precision, compiled))
+    process = processes.Process(target=work, args=(theirs, args, variant))
     process.start()
     theirs.close()  # so that recv() fails, and does not wait, should the process die
     return process, pipe
@@ -130,16 +138,16 @@ def take(variant, steps):
     return pipe.recv()
 
 
-def take_turns(args, planned, device):
-    """Time all variants, and in every round the machine's matrix products as well.
+def take_turns(args, planned):
+    """Time all variants.
 
     Returns dictionaries: by name, the seconds until the end of the warm-up, the seconds per step
-    of each round, and the peak memory in bytes; by precision, the best rate, FLOP per second.
+    of each round, and the peak memory in bytes.
     """
-    variants, warm_up, seconds, memory, rates = {}, {}, {}, {}, {}
+    variants, warm_up, seconds, memory = {}, {}, {}, {}
     try:
-        for name, how in planned.items():
-            variants[name] = start_variant(args, *how)
+        for name, variant in planned.items():
+            variants[name] = start_variant(args, variant)
             started = time.perf_counter()
             take(variants[name], args.warm_up)
             warm_up[name] = time.perf_counter() - started
@@ -148,49 +156,49 @@ def take_turns(args, planned, device):
             for name, variant in variants.items():
                 took, memory[name] = take(variant, args.steps)
                 seconds.setdefault(name, []).append(took)
-            for precision in {precision for precision, _ in planned.values()} - {None}:
-                rate = matrix_rate(device, precision, 8192 if device.type == "cuda" else 1024)
-                rates[precision] = max(rate, rates.get(precision, 0))
             latest = ", ".join(f"{name} {values[-1]:.3f} s" for name, values in seconds.items())
             print(f"round {number + 1} of {args.rounds}: {latest}", flush=True)
     finally:
         for process, pipe in variants.values():
             pipe.close()  # where it would wait for the next number, it stops
             process.join()
-    return warm_up, seconds, memory, rates
+    return warm_up, seconds, memory
+
+
+def plan(args, device):
+    """{name: variant} of what is timed on a device."""
+    network = build_diffusion(args.dim, args.dim_mults, image_size=args.image_size)
+    best = pick_precision("auto", device, network)
+    planned = {"stock": Variant("fp32", is_stock=True)}
+    if device.type == "cuda":
+        planned["stock, fp16"] = Variant("fp16", is_stock=True)
+    if sys.platform.startswith("linux") and device.type == "cpu":
+        planned["ours, fp32, freed memory given back"] = Variant("fp32", keeps_memory=False)
+    for precision in dict.fromkeys(["fp32", best] if device.type == "cpu" else [best]):
+        planned[f"ours, {precision}"] = Variant(precision)
+    if args.compile:
+        planned[f"ours, {best}, compiled"] = Variant(best, compiled=True)
+    return planned
 
 
 def measure(args):
     """Time all variants in turn; returns what goes into the JSON file."""
     device = pick_device(args.device)
-    network = build_diffusion(args.dim, args.dim_mults, image_size=args.image_size)
-    best = pick_precision("auto", device, network)
-    planned = {"stock": (None, False)}  # precision, whether to compile
-    for precision in {"fp32": 0, best: 0} if device.type == "cpu" else {best: 0}:
-        planned[f"ours, {precision}"] = (precision, False)
-    if args.compile:
-        planned[f"ours, {best}, compiled"] = (best, True)
-    warm_up, seconds, memory, rates = take_turns(args, planned, device)
+    warm_up, seconds, memory = take_turns(args, plan(args, device))
     variants = {}
     for name, values in seconds.items():
         median = statistics.median(values)
         ratios = [a / b for a, b in zip(seconds["stock"], values, strict=True)]
-        # The library's Trainer computes in fp32 on a CPU, and in the only other one on a GPU.
-        rate = rates[planned[name][0] or ("fp32" if device.type == "cpu" else next(iter(rates)))]
-        flop = FLOP_PER_IMAGE * (args.image_size / 64) ** 2 * args.batch_size
-        is_real = (args.dim, tuple(args.dim_mults)) == (64, (1, 2, 4, 8))
         variants[name] = {
             "seconds_per_step": median, "images_per_second": args.batch_size / median,
             "times_stock": statistics.median(ratios),
             "times_stock_range": [min(ratios), max(ratios)],
             "start_and_warm_up_seconds": warm_up[name], "peak_memory_bytes": memory[name],
-            "share_of_matmul_rate": flop / median / rate if is_real else None,
         }  # fmt: skip
     return {
         "hardware": describe(device), "torch": str(torch.__version__), "library": LIBRARY_VERSION,
         "network": f"dim {args.dim}, multipliers {args.dim_mults}, {args.image_size} pixels",
         "batch_size": args.batch_size, "steps_per_round": args.steps, "rounds": args.rounds,
-        "matmul_gflops": {precision: rate / 1e9 for precision, rate in sorted(rates.items())},
         "variants": variants,
     }  # fmt: skip
 
@@ -219,12 +227,10 @@ def main():
     args = parser.parse_args()
     result = measure(args)
     print(f"\n{result['hardware']}, torch {result['torch']}, batch {result['batch_size']}")
-    print(f"{'variant':<24}{'s/step':>9}{'images/s':>10}{'x stock':>9}{'of matmul':>11}{'GB':>7}")
+    print(f"{'variant':<40}{'s/step':>9}{'images/s':>10}{'x stock':>9}{'GB':>7}")
     for name, row in result["variants"].items():
-        reached = row["share_of_matmul_rate"]
-        print(f"{name:<24}{row['seconds_per_step']:>9.3f}{row['images_per_second']:>10.1f}"
-              f"{row['times_stock']:>9.2f}{f'{reached:.0%}' if reached else '-':>11}"
-              f"{row['peak_memory_bytes'] / 1e9:>7.1f}")  # fmt: skip
+        print(f"{name:<40}{row['seconds_per_step']:>9.3f}{row['images_per_second']:>10.1f}"
+              f"{row['times_stock']:>9.2f}{row['peak_memory_bytes'] / 1e9:>7.1f}")  # fmt: skip
     keep(args.output, result, speed)
     print(f"Wrote {args.output}")
 
