@@ -454,7 +454,7 @@ def test_nine_fabrics_stopped_and_drawn_again(driver, playground, axe):
     press(driver, DRAW)
     wait_until(driver, lambda: "step 1/50" in driver.find_element(By.TAG_NAME, "body").text)
     press(driver, STOP)
-    assert said(driver).startswith("Stopped at step")
+    assert said(driver).startswith("Stopped")
     stopped = fabrics_of(driver)
     assert len(stopped) == 9
     assert driver.execute_async_script("setTimeout(arguments[0], 500)") is None
@@ -487,7 +487,7 @@ def test_the_playground_pauses_in_a_hidden_tab(driver, playground):
     assert driver.execute_async_script("setTimeout(arguments[0], 500)") is None
     assert (fabrics_of(driver) == held).all()
     driver.execute_script(turn, False)
-    wait_until(driver, lambda: said(driver).startswith("Drawn in"))
+    wait_until(driver, lambda: said(driver) == "Drawn.")  # in how many seconds would mislead
 
 
 def test_less_motion_is_a_picture_a_second(driver, address):
@@ -509,11 +509,16 @@ def test_less_motion_is_a_picture_a_second(driver, address):
 MISFORTUNES = {
     "delete WebAssembly": "cannot run the network",
     "delete DecompressionStream": "cannot run the network",
-    "WebAssembly.compile = () => Promise.reject(new WebAssembly.CompileError())":
-        "cannot run the network",
-    "WebAssembly.compile = () => Promise.reject(new RangeError())": "gave no memory",
+    "WebAssembly.compile = () => Promise.reject(new WebAssembly.CompileError());"
+    " WebAssembly.validate = () => false": "cannot run the network",
+    "WebAssembly.compile = () => Promise.reject(new WebAssembly.CompileError())": "forbid the page",
+    "WebAssembly.compile = () => Promise.reject(new RangeError())": "no memory left",
+    "window.atob = () => ''": "did not load",
+    "delete window.Worker": "The network stopped (Worker is not defined)",
     "Worker = function () { this.terminate = () => {}; this.postMessage = () => setTimeout(() =>"
-    " this.onmessage({data: {failed: 'x', noMemory: true}})) }": "gave no memory",
+    " this.onerror({})) }": "forbid the page",
+    "Worker = function () { this.terminate = () => {}; this.postMessage = () => setTimeout(() =>"
+    " this.onmessage({data: {failed: 'x', noMemory: true}})) }": "no memory left",
     "Worker = function () { this.terminate = () => {}; this.postMessage = () => setTimeout(() =>"
     " this.onerror({message: 'broken'})) }": "The network stopped (broken)",
 }  # fmt: skip

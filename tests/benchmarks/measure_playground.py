@@ -7,8 +7,8 @@ classifier that has learned from squares of held-out fabrics says what it takes 
 it takes squares of other held-out fabrics for: that is as much as can be reached. From the same
 noise the network with its own fp32 weights draws the squares of w = 2 again. Both are compared with
 held-out squares by the lesson's distances, and with each other. And as the page asks what fabrics
-from one noise share: how far their mean colour follows that of the noise. Writes playground.json
-in training_results/reference; interrupted, the same command goes on.
+from one noise share: how alike their grey levels are. Writes playground.json in
+training_results/reference; interrupted, the same command goes on.
 """
 
 import sys
@@ -147,14 +147,28 @@ def apart(one, other):
     return float(difference.square().mean((1, 2, 3)).sqrt().mean())
 
 
-def colour_from_noise(drawn):
-    """The correlation of a square's mean colour with its noise's, less what its label does."""
-    labels = np.array(drawn.labels)
-    means = [noises(len(drawn)).mean((1, 2)), drawn.pixels.float().mean((2, 3)).numpy()]
-    for own in means:
-        for name in set(labels):
-            own[labels == name] -= own[labels == name].mean(0)
-    return float(np.corrcoef(means[0].ravel(), means[1].ravel())[0, 1])
+def layout_from_noise(names, folder, seeds=12):
+    """How alike fabrics of different traditions are: from one x_T, and from two.
+
+    The mean correlation of the grey levels of two squares, over all pairs of different traditions.
+    """
+    count = len(names)
+
+    def draw(indices):
+        return run_engine([
+            {"seed": SEED + i // count, "label": i % count, "guidance": COMPARED, "steps": STEPS}
+            for i in indices
+        ])  # fmt: skip
+
+    grey = in_batches(folder, "layout", seeds * count, count, draw).mean(-1)
+    alike = np.corrcoef(grey.reshape(seeds * count, -1)).reshape(seeds, count, seeds, count)
+    other_label = ~np.eye(count, dtype=bool)[None, :, None, :]
+    same_noise = np.eye(seeds, dtype=bool)[:, None, :, None]
+    return {
+        "seeds": seeds,
+        "same_noise": float(alike[other_label & same_noise].mean()),
+        "other_noise": float(alike[other_label & ~same_noise].mean()),
+    }
 
 
 @torch.inference_mode()
@@ -199,7 +213,7 @@ def main(argv=None):
         print(f"w = {strength}: {row['recognised']:.1%} recognised")
         if strength == COMPARED:
             int8 = drawn
-    record["colour_from_noise"] = colour_from_noise(int8)
+    record["layout_from_noise"] = layout_from_noise(names, options.folder)
     record["int8"] = compare(diffusion, names, int8, measured, classifier, options.folder)
     write_json(options.output, record)
     print(f"Wrote {options.output}.")

@@ -20,9 +20,12 @@ const playground = {};  // engine.js and weights.js put themselves in here
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
   const atOnce = Math.min(navigator.hardwareConcurrency || 2, MOST);
 
-  const TOO_OLD = "This browser cannot run the network: it needs WebAssembly with SIMD, as "
-    + "browsers have it since 2023. The strip below shows what others see.";
-  const NO_MEMORY = "The browser gave no memory to the network: close other tabs, then press Draw.";
+  const TOO_OLD = "This browser cannot run the network: it needs WebAssembly with SIMD, "
+    + "which browsers have had since 2023. The strip below shows what others see.";
+  const FORBIDDEN = "The rules of this server or browser forbid the page to run the network: open "
+    + "the lesson from a folder of your own.";
+  const NO_MEMORY = "The browser has no memory left for the network: close other tabs, then press "
+    + "Draw.";
   const NO_FILE = "A file that belongs to this page did not load: copy the whole folder of the "
     + "lesson, then press Draw again.";
   const PAUSED = "Paused while the page is hidden.";
@@ -30,7 +33,7 @@ const playground = {};  // engine.js and weights.js put themselves in here
 
   let network = null;  // a promise of the compiled engine and the weights
   let parts = null;  // what became of it
-  let workers = [], queue = [], jobs = [], started = 0;
+  let workers = [], queue = [], jobs = [], started = 0, wasPaused = false;
 
   // ---- Loading, at the first click ----
 
@@ -42,8 +45,8 @@ const playground = {};  // engine.js and weights.js put themselves in here
     document.head.append(script);
   });
 
-  async function unpack(text) {
-    const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  async function unpack(part) {
+    const packed = Uint8Array.from(atob(part.bytes), (letter) => letter.charCodeAt(0));
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Uint8Array(await new Response(stream).arrayBuffer());
   }
@@ -51,8 +54,14 @@ const playground = {};  // engine.js and weights.js put themselves in here
   async function loadNetwork() {
     await Promise.all(["engine", "weights"].map(addScript));
     const { engine, weights } = playground;
-    const module = await WebAssembly.compile(await unpack(engine.bytes));
-    return { module, weights: { ...weights, bytes: await unpack(weights.bytes) } };
+    const [code, bytes] = await Promise.all([engine, weights].map(unpack)).catch((error) => {
+      throw error instanceof RangeError ? error : new Error(NO_FILE);
+    });
+    const module = await WebAssembly.compile(code).catch((error) => {
+      if (error instanceof RangeError) throw error;
+      throw new Error(WebAssembly.validate(code) ? FORBIDDEN : TOO_OLD);
+    });
+    return { module, weights: { ...weights, bytes } };
   }
 
   function startWorker() {
@@ -61,7 +70,7 @@ const playground = {};  // engine.js and weights.js put themselves in here
     const worker = new Worker(address);
     URL.revokeObjectURL(address);
     worker.onmessage = ({ data }) => answer(worker, data);
-    worker.onerror = (event) => fail(broken(event.message));
+    worker.onerror = ({ message }) => fail(message ? broken(message) : FORBIDDEN);
     worker.fresh = parts;  // go with its first job
     workers.push(worker);
     return worker;
@@ -70,14 +79,18 @@ const playground = {};  // engine.js and weights.js put themselves in here
   // ---- Drawing ----
 
   function assign() {
-    while (queue.length) {
-      const mayStart = workers.length < atOnce;
-      const free = workers.find((worker) => !worker.job) ?? (mayStart && startWorker());
-      if (!free) return;
-      free.job = queue.shift();
-      const { seed, label, guidance, steps } = free.job;
-      free.postMessage({ ...free.fresh, draw: { seed, label, guidance, steps } });
-      free.fresh = null;
+    try {
+      while (queue.length) {
+        const mayStart = workers.length < atOnce;
+        const free = workers.find((worker) => !worker.job) ?? (mayStart && startWorker());
+        if (!free) return;
+        free.job = queue.shift();
+        const { seed, label, guidance, steps } = free.job;
+        free.postMessage({ ...free.fresh, draw: { seed, label, guidance, steps } });
+        free.fresh = null;
+      }
+    } catch (error) {
+      return fail(broken(error.message));
     }
     if (jobs.every((job) => job.isOver)) finish();
   }
@@ -91,7 +104,7 @@ const playground = {};  // engine.js and weights.js put themselves in here
       worker.job = null;
       assign();
     } else if (document.hidden) {
-      worker.isHeld = true;
+      worker.isHeld = wasPaused = true;
       say(PAUSED);
     } else worker.postMessage({});
   }
@@ -107,6 +120,7 @@ const playground = {};  // engine.js and weights.js put themselves in here
 
   async function begin(wanted) {
     started = performance.now();
+    wasPaused = false;
     setDrawing(true);
     say(network ? "Drawing." : "Loading the network.");
     try {
@@ -114,8 +128,9 @@ const playground = {};  // engine.js and weights.js put themselves in here
       parts = await network;
     } catch (error) {
       network = null;
-      const tooOld = error instanceof WebAssembly.CompileError;
-      return fail(tooOld ? TOO_OLD : error instanceof RangeError ? NO_MEMORY : error.message);
+      const isOurs = [NO_FILE, TOO_OLD, FORBIDDEN].includes(error.message);
+      if (error instanceof RangeError) return fail(NO_MEMORY);
+      return fail(isOurs ? error.message : broken(error.message));
     }
     if (wanted.every((job) => job.isOver)) return;  // stopped meanwhile
     say("Drawing.");
@@ -131,7 +146,8 @@ const playground = {};  // engine.js and weights.js put themselves in here
   function finish() {
     if (!isDrawing()) return;
     setDrawing(false);
-    say(`Drawn in ${((performance.now() - started) / 1000).toFixed(1)} seconds.`);
+    const seconds = ((performance.now() - started) / 1000).toFixed(1);
+    say(wasPaused ? "Drawn." : `Drawn in ${seconds} seconds.`);
   }
 
   function fail(sentence) {
@@ -177,9 +193,6 @@ const playground = {};  // engine.js and weights.js put themselves in here
 
   function show(job, state) {
     job.state = state;
-    const strength = job.label < 0 ? "" : `, w = ${job.guidance}`;
-    job.caption.textContent =
-      `${job.name}${strength}, seed ${job.seed}, step ${state.step}/${job.steps}`;
     const isBetween = state.step > 0 && state.step < job.steps;
     if (calm.matches && isBetween && performance.now() - job.painted < CALM_MS) return;
     paint(job);
@@ -187,6 +200,8 @@ const playground = {};  // engine.js and weights.js put themselves in here
 
   function paint(job) {
     const { step, x_t, x_0 } = job.state;
+    const strength = job.label < 0 ? "" : `, w = ${job.guidance}`;
+    job.caption.textContent = `${job.name}${strength}, seed ${job.seed}, step ${step}/${job.steps}`;
     job.painted = performance.now();
     [x_t, x_0].forEach((x, i) => {
       const canvas = job.canvases[i];
@@ -213,12 +228,13 @@ const playground = {};  // engine.js and weights.js put themselves in here
     halt();
     setDrawing(false);
     jobs.forEach(paint);
-    say(`Stopped at step ${jobs.at(-1).state.step}.`);
+    const steps = new Set(jobs.map((job) => job.state.step));
+    say(steps.size === 1 ? `Stopped at step ${[...steps]}.` : "Stopped.");
   }
 
   // The last fabric's noise once more, with the next tradition of the list.
   function drawAnother() {
-    if (!form.reportValidity()) return;
+    if (!jobs.length && !form.reportValidity()) return;
     if (jobs.length === MOST) return say("Nine fabrics are the most: press Draw to begin again.");
     const { tradition, seed } = fields;
     tradition.value = (Number(tradition.value) + 1) % (tradition.options.length - 1);
@@ -228,6 +244,7 @@ const playground = {};  // engine.js and weights.js put themselves in here
 
   function showStill() {
     form.hidden = true;
+    list.replaceChildren();
     root.querySelector(".playground-still").hidden = false;
   }
 
