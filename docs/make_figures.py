@@ -465,7 +465,7 @@ def plot_more_fabrics(path: Path, measured: dict[str, Any]) -> None:
             axes.set(title=f"{row['count']:,} fabrics\n{copies}", xlabel="step", yscale="log")
             axes.minorticks_off()
         figure.axes[0].set(ylabel="weighted squared error of v")
-        figure.axes[0].set_yticks([0.1, 0.15, 0.2, 0.3], ["0.1", "0.15", "0.2", "0.3"])
+        figure.axes[0].set_yticks([0.16, 0.18, 0.2, 0.22], ["0.16", "0.18", "0.20", "0.22"])
         figure.axes[0].legend()
 
 
