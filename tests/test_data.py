@@ -85,7 +85,7 @@ def test_verify_names_every_file_that_is_not_right(verify, tiny_data, tmp_path):
         f"  {folder}/lost.png is no image",
     ):
         assert text in said
-    assert ["(no", "folder)", "2"] in [line.split() for line in said.splitlines()]
+    assert ["(no", "label)", "2"] in [line.split() for line in said.splitlines()]
     assert "4 of 127 image files are broken, named above" in complaint
     assert "Found" not in said
     assert Path("training_samples_grid.png").exists()
