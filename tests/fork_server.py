@@ -32,6 +32,7 @@ def become_command(module, request):
         handle = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, number)
     os.chdir(request["cwd"])
+    os.environ |= request.get("environment", {})
     for key, limit in (("limit_file_size", resource.RLIMIT_FSIZE), ("limit_memory", None)):
         value = request.get(key)
         if value is not None:

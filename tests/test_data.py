@@ -171,7 +171,8 @@ def test_the_default_data_is_drawn_where_it_is_missing(few, capsys):
     assert len(find_images(data.DEFAULT)[0]) == 12
     data.provide(data.DEFAULT)
     assert capsys.readouterr().out == "", "it is complete"
-    data.provide(Path("another"))
+    with pytest.raises(UserError, match=r"another does not exist: .* or one of .* mnist, "):
+        data.provide(Path("another"))
     assert not Path("another").exists(), "nobody's photographs are replaced by drawings"
 
 
