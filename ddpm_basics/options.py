@@ -248,9 +248,9 @@ def training_parser(description: str, usual: Mapping[str, Any]) -> argparse.Argu
     add("--objective", choices=OBJECTIVES, default=argparse.SUPPRESS,
         help="what the network predicts (default: pred_v, or that of those weights)")  # fmt: skip
     add("--loss", choices=LOSSES, default=argparse.SUPPRESS,
-        help="what an error of the prediction costs, pixel by pixel: its square, its size, or "
-        "Huber's mean of both; losses.csv is in it, too (default: l2, or that of the run that it "
-        "goes on with)")  # fmt: skip
+        help="what an error of the prediction costs in each pixel: its square, its size, or half its "
+        "square up to 1 and straight beyond; the fixed losses in losses.csv follow, so compare "
+        "runs of one loss only (default: l2, or that of the run that it goes on with)")  # fmt: skip
     add("--loss-weight", choices=LOSS_WEIGHTS, default=argparse.SUPPRESS,
         help="min5: error of v times min(1, 5/SNR); simple: the library's own, error of the noise "
         "at every t alike (default: min5 for pred_v, simple for the others)")  # fmt: skip

@@ -36,8 +36,8 @@ def tracking(run: Run) -> Iterator[None]:
         key: value if isinstance(value, (int, float)) else str(value)
         for key, value in (vars(run.options) | run.config).items()
     }
+    known = start(run, settings)
     try:
-        known = start(run, settings)
         if team.is_main_process:
             for row in read_losses(run.options.results_dir / "losses.csv"):
                 if row["step"] > known:

@@ -296,6 +296,12 @@ def make_quick() -> None:
     publish(last, "quick.webp", [last], 58)
 
 
+def make_digits() -> None:
+    """The last samples of the short run on digits (exercise 3, --train --quick --data digits)."""
+    last = [*samples(REFERENCE / "digits").values()][-1]
+    publish(last, "digits.webp", [last], 58)
+
+
 def samples(folder: Path) -> dict[int, Path]:
     """Return {step: sample-STEP.png} of a run, in order."""
     return dict(sorted((int(path.stem.split("-")[1]), path) for path in folder.glob("sample-*")))

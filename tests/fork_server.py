@@ -2,9 +2,10 @@
 
 Started as `python fork_server.py MODULE`, it imports the module once and then forks a child for
 every request on standard input: {"argv": [...], "cwd": "...", "stdout": FILE, "stderr": FILE,
-"limit_file_size": bytes or null, "limit_memory": bytes or null}. The child is a process like any
-other: it has a pid of its own, takes signals, and can be killed. Answers are lines of JSON, first
-{"pid": N}, then {"code": N} with the shell's convention for signals (-9 after SIGKILL).
+"limit_file_size": bytes or null, "limit_memory": bytes or null, "environment": {...} or absent}.
+The child is a process like any other: it has a pid of its own, takes signals, and can be killed.
+Answers are lines of JSON, first {"pid": N}, then {"code": N} with the shell's convention for
+signals (-9 after SIGKILL).
 """
 
 import importlib

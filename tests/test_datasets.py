@@ -293,10 +293,14 @@ def test_flips_are_off_where_they_are():
         assert torch.equal(on, off)
 
 
-def test_a_run_goes_on_as_it_began(train, tiny_data):
+def test_a_run_goes_on_as_it_began(train, tiny_data, monkeypatch):
     """Flips and loss are those of its checkpoint, and others are refused."""
+    penalties, asked = sys.modules["exercise3_train"].PENALTIES, []
+    monkeypatch.setitem(penalties, "l2", None)
+    monkeypatch.setitem(penalties, "l1", lambda error: asked.append(len(error)) or error.abs())
     code, _, complaint = train(tiny_data, "--flip", "off", "--loss", "l1")
     assert code == 0, complaint
+    assert sum(asked) == 4 * 8 + 120, "of each step, and of the fixed losses"
     code, said, complaint = train(tiny_data, "--resume", "--steps", 5)
     assert code == 0, complaint
     assert "Mirrored    none" in said

@@ -29,7 +29,7 @@ DOCS = ROOT / "docs"
 REFERENCE = ROOT / "training_results" / "reference"
 MAIN = ["index", "1_noise", "2_denoising", "3_training"]
 SIDE = ["under_the_hood", "making_it_fast", "the_weights", "troubleshooting", "teaching",
-        "references", "playground"]  # fmt: skip
+        "references", "playground", "other_data"]  # fmt: skip
 PAGES = MAIN + SIDE
 
 
