@@ -221,39 +221,8 @@ def training_parser(description: str, usual: Mapping[str, Any]) -> argparse.Argu
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--verify", action="store_true", help="check the data, draw nine images")
     what.add_argument("--train", action="store_true", help="train the network")
+    add_data_and_network(parser, usual)
     count, rate = whole_number(1), real_number(1e-12)
-
-    add = parser.add_argument_group("data").add_argument
-    add("--data", type=Path, help="folder of images, subfolders included; or, where no folder has "
-        f"that name, {', '.join(DATA_SETS)}: fetched into {CACHE}/ once (celeba: 1.4 GB, and 2 GB "
-        "of memory at 64 pixels)")  # fmt: skip
-    add("--crop", type=count, help="train on random squares of so many pixels, a quarter of the "
-        "cost at half the size (default: on whole images)")  # fmt: skip
-    add("--channels", type=int, choices=(1, 3), default=argparse.SUPPRESS,
-        help="1 trains on grey images (default: 3, or what the data set has)")  # fmt: skip
-    add("--flip", choices=["on", "off"], default=argparse.SUPPRESS,
-        help="mirror images at random (default: on, but off for mnist and digits, where a mirror "
-        "image means something else)")  # fmt: skip
-    add("--heldout", type=Path, help="folder of images that are never trained on, for the "
-        "held-out loss (drawn fabrics and data sets bring their own)")  # fmt: skip
-
-    add = parser.add_argument_group("network and loss").add_argument
-    add("--image-size", type=count, default=argparse.SUPPRESS,
-        help=f"pixels, both sides (default: {usual['image_size']}, or what the data set has, up to "
-        "a multiple that the U-Net can halve)")  # fmt: skip
-    add("--dim", type=count, help="channels of the U-Net at full resolution")
-    add("--dim-mults", type=count, nargs="+", help="its channel multipliers")
-    add("--schedule", choices=SCHEDULES, default=argparse.SUPPRESS,
-        help="of noise (default: sigmoid, or that of the weights it goes on from)")  # fmt: skip
-    add("--objective", choices=OBJECTIVES, default=argparse.SUPPRESS,
-        help="what the network predicts (default: pred_v, or that of those weights)")  # fmt: skip
-    add("--loss", choices=LOSSES, default=argparse.SUPPRESS,
-        help="what an error of the prediction costs in each pixel: its square, its size, or half its "
-        "square up to 1 and straight beyond; the fixed losses in losses.csv follow, so compare "
-        "runs of one loss only (default: l2, or that of the run that it goes on with)")  # fmt: skip
-    add("--loss-weight", choices=LOSS_WEIGHTS, default=argparse.SUPPRESS,
-        help="min5: error of v times min(1, 5/SNR); simple: the library's own, error of the noise "
-        "at every t alike (default: min5 for pred_v, simple for the others)")  # fmt: skip
 
     training = parser.add_argument_group("training")
     add = training.add_argument
@@ -286,3 +255,39 @@ def training_parser(description: str, usual: Mapping[str, Any]) -> argparse.Argu
         help="tell the rows of losses.csv and the samples to TensorBoard (in the results folder) "
         "or to Weights & Biases, too (default: to neither)")  # fmt: skip
     return parser
+
+
+def add_data_and_network(parser: argparse.ArgumentParser, usual: Mapping[str, Any]) -> None:
+    """Add the first two groups of exercise 3's options."""
+    count = whole_number(1)
+    add = parser.add_argument_group("data").add_argument
+    add("--data", type=Path, help="folder of images, subfolders included; or, where no folder has "
+        f"that name, {', '.join(DATA_SETS)}: fetched into {CACHE}/ once (celeba: 1.4 GB, and 2 GB "
+        "of memory at 64 pixels)")  # fmt: skip
+    add("--crop", type=count, help="train on random squares of so many pixels, a quarter of the "
+        "cost at half the size (default: on whole images)")  # fmt: skip
+    add("--channels", type=int, choices=(1, 3), default=argparse.SUPPRESS,
+        help="1 trains on grey images (default: 3, or what the data set has)")  # fmt: skip
+    add("--flip", choices=["on", "off"], default=argparse.SUPPRESS,
+        help="mirror images at random (default: on, but off for mnist and digits, where a mirror "
+        "image means something else)")  # fmt: skip
+    add("--heldout", type=Path, help="folder of images that are never trained on, for the "
+        "held-out loss (drawn fabrics and data sets bring their own)")  # fmt: skip
+
+    add = parser.add_argument_group("network and loss").add_argument
+    add("--image-size", type=count, default=argparse.SUPPRESS,
+        help=f"pixels, both sides (default: {usual['image_size']}, or what the data set has, up to "
+        "a multiple that the U-Net can halve)")  # fmt: skip
+    add("--dim", type=count, help="channels of the U-Net at full resolution")
+    add("--dim-mults", type=count, nargs="+", help="its channel multipliers")
+    add("--schedule", choices=SCHEDULES, default=argparse.SUPPRESS,
+        help="of noise (default: sigmoid, or that of the weights it goes on from)")  # fmt: skip
+    add("--objective", choices=OBJECTIVES, default=argparse.SUPPRESS,
+        help="what the network predicts (default: pred_v, or that of those weights)")  # fmt: skip
+    add("--loss", choices=LOSSES, default=argparse.SUPPRESS,
+        help="what an error of the prediction costs in each pixel: its square, its size, or half "
+        "its square up to 1 and straight beyond; the fixed losses in losses.csv follow, so compare "
+        "runs of one loss only (default: l2, or that of the run that it goes on with)")  # fmt: skip
+    add("--loss-weight", choices=LOSS_WEIGHTS, default=argparse.SUPPRESS,
+        help="min5: error of v times min(1, 5/SNR); simple: the library's own, error of the noise "
+        "at every t alike (default: min5 for pred_v, simple for the others)")  # fmt: skip

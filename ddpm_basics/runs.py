@@ -216,7 +216,7 @@ def finish(run: Run, first: int) -> None:
         print(f"The weights that were at {out} are now {previous}")
     print(
         f"Wrote {out} (EMA weights of step {run.step:,}), samples, losses.csv and loss_curve.png "
-        f"in {run.options.results_dir}; training took {duration(run.seconds)}. Draw new fabrics "
+        f"in {run.options.results_dir}; training took {duration(run.seconds)}. Draw more "
         f"with: python exercise1_generate.py --weights {out}"
     )
 
