@@ -35,6 +35,7 @@ def tracking(run: Run) -> Iterator[None]:
     settings = {
         key: value if isinstance(value, (int, float)) else str(value)
         for key, value in (vars(run.options) | run.config).items()
+        if key != "typed"
     }
     known = start(run, settings)
     try:
@@ -102,3 +103,5 @@ def show_samples(run: Run, step: int) -> None:
     layout = {"dataformats": "NHWC"} if run.options.log_with == "tensorboard" else {}
     for tracker in run.accelerator.trackers:
         tracker.log_images({"samples": grid}, step=step, **layout)
+        if layout:
+            tracker.writer.flush()  # as its rows are
