@@ -146,11 +146,11 @@ def setting(options: argparse.Namespace) -> str:
     return f"{SAMPLER_NAMES[options.sampler]}, {options.steps} steps{guided}"
 
 
-def write_grid(options: argparse.Namespace, shown: dict[int, Image.Image]) -> None:
+def write_grid(options: argparse.Namespace, shown: dict[int, Image.Image], subject: str) -> None:
     """Write the grid; images that an earlier run has drawn come from the samples folder."""
     count = min(options.num_samples, GRID_LIMIT)
     pictures = [shown.get(i) or decode(image_path(options.samples_dir, i)) for i in range(count)]
-    title = f"{count} new fabrics: {setting(options)}, seed {options.seed}"
+    title = f"{count} new {subject}: {setting(options)}, seed {options.seed}"
     captions = [options.labels[i % len(options.labels)] for i in range(count) if options.labels]
     save_picture(tile(pictures, cell=160, title=title, captions=captions), options.output)
 
@@ -187,7 +187,7 @@ def generate(options: argparse.Namespace) -> None:
     shown = draw_all(diffusion, mine, options, precision, team.is_main_process)
     shown = dict(gather_object(list(shown.items())))
     if team.is_main_process:
-        write_grid(options, shown)
+        write_grid(options, shown, facts.subject)
         report(options, len(todo), time.perf_counter() - started)
 
 

@@ -38,14 +38,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from denoising_diffusion_pytorch import GaussianDiffusion
 from torch import Tensor
 
-from ddpm_basics import checkpoints, data, losses, runs, training
+from ddpm_basics import checkpoints, data, losses, runs, trackers, training
 from ddpm_basics.console import UserError, duration, run_command
 from ddpm_basics.hardware import autocast, keep_freed_memory, pick_device, pick_precision
-from ddpm_basics.images import decode, save_picture, tile
+from ddpm_basics.images import save_picture, tile
 from ddpm_basics.interrupts import StopRequest
 from ddpm_basics.model import LabelledUnet, build_diffusion, label_vectors
 from ddpm_basics.options import train_options
@@ -75,6 +76,14 @@ DIM = 64  # channels at full resolution
 DIM_MULTS = (1, 2, 4, 8)  # channel multipliers, one per resolution
 TIMESTEPS = 1000  # T, length of the diffusion process
 ADAM_BETAS = (0.9, 0.99)  # the library's choice: a shorter memory for the second moment
+PENALTIES = {  # --loss: what an error of the prediction costs, pixel by pixel
+    "l2": lambda error: error.square(),
+    "l1": lambda error: error.abs(),
+    # Half the square up to an error of 1, half the range of pixels; straight beyond (Huber 1964).
+    "huber": lambda error: F.huber_loss(
+        error, torch.zeros_like(error), reduction="none", delta=1.0
+    ),
+}
 MAX_GRADIENT_NORM = 1.0  # gradients are scaled down to this L2 norm
 EMA_DECAY = 0.9999  # upper bound of 1 - step^(-2/3), reached after a million steps
 NUM_SAMPLES = 16  # images in a progress sample
@@ -100,23 +109,16 @@ def verify(options: argparse.Namespace) -> None:
     """Decode every image, report what is there, and write a grid of nine."""
     started = time.perf_counter()
     data.provide(options.data)
-    good, broken = data.survey(options.data, options.image_size)
-    if len(good) < data.MIN_IMAGES:
-        raise UserError(
-            f"{options.data} holds {len(good)} readable images, and training needs at least "
-            f"{data.MIN_IMAGES}."
-        )
-    chosen = [good[int((i + 0.5) * len(good) / 9)] for i in range(9)]  # evenly spread
-    pictures = [decode(path, options.image_size) for path in chosen]
-    title = f"9 of {len(good)} training images"
-    save_picture(tile(pictures, cell=160, title=title), Path("training_samples_grid.png"))
+    nine, count, broken = data.survey(options.data, options.image_size, options.channels)
+    title = f"9 of {count} training images"
+    save_picture(tile(nine, cell=160, title=title), Path("training_samples_grid.png"))
     print(f"Wrote training_samples_grid.png in {duration(time.perf_counter() - started)}.")
     if broken:
         raise UserError(
-            f"{len(broken)} of {len(good) + len(broken)} image files are broken, named above; "
+            f"{len(broken)} of {count + len(broken)} image files are broken, named above; "
             "remove or replace them before training."
         )
-    print(f"Found {len(good)} images in dataset")
+    print(f"Found {count} images in dataset")
 
 
 def make_batch(
@@ -137,13 +139,13 @@ def make_batch(
 
 def denoising_loss(
     diffusion: GaussianDiffusion, network: torch.nn.Module, weight: Tensor, x_0: Tensor,
-    labels: Tensor, t: Tensor, noise: Tensor,
+    labels: Tensor, t: Tensor, noise: Tensor, loss: str = "l2",
 ) -> Tensor:  # fmt: skip
     """Return the squared error of what the network predicts, weighted, per image: (n,).
 
     With pred_noise and a weight of 1 it is the simple loss of Ho et al. (2020), equation 14;
-    training.loss_weights has the other weights (T,). `network` is diffusion.model with its
-    labels, possibly wrapped for several processes.
+    training.loss_weights has the other weights (T,), PENALTIES other losses than the square.
+    `network` is diffusion.model with its labels, possibly wrapped for several processes.
     """
     # Ho 2020, equation 4: root(alpha-bar) x_0 + root(1 - alpha-bar) noise, at any t in one step.
     x_t = diffusion.q_sample(x_0, t, noise)
@@ -152,7 +154,7 @@ def denoising_loss(
         target = diffusion.predict_v(x_0, t, noise)
     else:
         target = noise if diffusion.objective == "pred_noise" else x_0
-    return (predicted.float() - target).square().mean(dim=(1, 2, 3)) * weight[t]
+    return PENALTIES[loss](predicted.float() - target).mean(dim=(1, 2, 3)) * weight[t]
 
 
 def loss_of_rows(
@@ -161,7 +163,7 @@ def loss_of_rows(
     """Return what some rows of a step add to its mean loss."""
     batch = make_batch(run.data, numbers, rows)
     with autocast(run.device, run.precision):
-        errors = denoising_loss(run.diffusion, network, run.loss_weights, *batch)
+        errors = denoising_loss(run.diffusion, network, run.loss_weights, *batch, run.options.loss)
     # Processes exchange the mean of their gradients: times their number, that is a sum.
     return errors.sum() * run.accelerator.num_processes / run.effective_batch
 
@@ -223,7 +225,7 @@ def fixed_losses(run: Run, pictures: data.Pictures, told: bool = True) -> Tensor
     rows = [slice(i, i + size) for i in range(0, len(numbers.t), size)]
     batches = [make_batch(pictures, numbers, some) for some in rows]
     with autocast(run.device, run.precision):
-        return torch.cat([denoising_loss(model, network, run.loss_weights, *batch)
+        return torch.cat([denoising_loss(model, network, run.loss_weights, *batch, run.options.loss)
                           for batch in batches])  # fmt: skip
 
 
@@ -272,7 +274,8 @@ def train(options: argparse.Namespace) -> None:
     checkpoints.check_outputs(options)
     device = pick_device(options.device)
     # What the environment or `accelerate config` says of precision and compiler does not count.
-    team = Accelerator(cpu=device.type == "cpu", mixed_precision="no", dynamo_backend="no")
+    team = Accelerator(cpu=device.type == "cpu", mixed_precision="no", dynamo_backend="no",
+                       log_with=options.log_with, project_dir=options.results_dir)  # fmt: skip
     if options.batch_size % team.num_processes:
         raise UserError(f"--batch-size {options.batch_size} cannot be shared equally by "
                         f"{team.num_processes} processes; choose a multiple.")  # fmt: skip
@@ -290,7 +293,7 @@ def train(options: argparse.Namespace) -> None:
     network = team.prepare_model(network)
     runs.start_records(run, compiled)
     meter, began = losses.Meter(run), run.step
-    with meter.bar, StopRequest(run) as stop:
+    with meter.bar, trackers.tracking(run), StopRequest(run) as stop:
         for step in range(run.step + 1, options.steps + 1):
             loss = train_step(run, network, step)
             run.step = step
@@ -305,6 +308,7 @@ def train(options: argparse.Namespace) -> None:
                 if team.is_main_process:
                     checkpoints.save_checkpoint(run)
                     draw_samples(run)
+                    trackers.show_samples(run, run.step)
                     losses.draw_curve(run)
                 team.wait_for_everyone()
             if stopping:
@@ -321,8 +325,7 @@ def main(argv: list[str] | None = None) -> int:
         "dim_mults": DIM_MULTS, "steps": TRAIN_STEPS, "batch_size": BATCH_SIZE,
         "gradient_accumulate": GRADIENT_ACCUMULATE, "lr": LEARNING_RATE,
         "results_dir": Path(RESULTS_DIR), "save_every": SAVE_EVERY, "log_every": LOG_EVERY,
-        "timesteps": TIMESTEPS,
-        "weights_out": Path(WEIGHTS_OUT),
+        "timesteps": TIMESTEPS, "weights_out": Path(WEIGHTS_OUT),
     }  # fmt: skip
     options = train_options(argv, __doc__.split("\n\n")[0], defaults=defaults, quick=QUICK)
     return run_command(

@@ -8,9 +8,11 @@ training       one step: random numbers, loss weights, learning rate, average of
 data           the training images: drawn where they are missing, looked through, read
 runs           a training run: its state, the settings it leaves on the disk, its final weights
 checkpoints    whole files or none, found again, taken up where they ended
+trackers       TensorBoard and Weights & Biases: told the rows of losses.csv and the samples
 losses         shown while it trains, kept in losses.csv, drawn as a curve
 interrupts     Ctrl-C and SIGTERM while training
 sample_folder  single images, all of one setting
+datasets       data sets with a name: fetched once, read as a folder would be
 images         the one decoder, the one folder reader, tilings, films
 figures        how figures look: axes, captions, layout
 hardware       device, precision, memory that is kept

@@ -16,7 +16,7 @@ from denoising_diffusion_pytorch.version import __version__ as LIBRARY_VERSION
 
 from ddpm_basics.console import UserError, one_line
 from ddpm_basics.files import check_folder, unused_name, write_atomically
-from ddpm_basics.options import PRECISIONS, choose_loss_weight
+from ddpm_basics.options import LOSSES, PRECISIONS, choose_loss_weight
 from ddpm_basics.runs import Run, note_progress, write_run_file
 from ddpm_basics.sampling import SCHEDULES
 from ddpm_basics.weight_files import (
@@ -37,6 +37,7 @@ from ddpm_basics.weight_files import (
 
 NUMBERED = re.compile("model-[0-9]+")
 ENTRIES = {"step": int, "model": dict, "opt": dict, "ema": dict}  # that a checkpoint needs
+SINCE = {"loss": "l2", "flip": "on", "data_set": None}  # of runs before these were recorded
 FREE_SETTINGS = ("lr", "lr_final", "warmup", "steps", "initial_weights")  # on --resume
 
 
@@ -175,7 +176,9 @@ def find_checkpoint(
         return None
     path, state = found
     options.init_weights = None  # it has them behind it
-    follow_process(options, path, find_process(state["model"], path))
+    config, known = config_of(state), {"loss": LOSSES, "flip": ("on", "off")}
+    recorded = {key: config[key] for key in known if config.get(key) in known[key]}
+    follow_process(options, path, find_process(state["model"], path) | recorded)
     if options.precision == "auto":
         options.precision = recorded_precision(state)
     return found
@@ -219,7 +222,7 @@ def newest_good_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def follow_process(options: argparse.Namespace, path: Path, found: Mapping[str, Any]) -> None:
-    """Let the options be what a file says of objective, schedule and timesteps.
+    """Let the options be what a file says of objective, schedule, timesteps, loss and flips.
 
     Raises UserError where something else was typed, or what it says cannot be trained here.
     """
@@ -323,7 +326,7 @@ def copy_weights(
 
 def compare_settings(run: Run, path: Path, state: Mapping[str, Any]) -> None:
     """Refuse to go on with another network, process, batch or data set than the run's own."""
-    old, new = config_of(state), run.config
+    old, new = SINCE | config_of(state), run.config
     if not new.keys() <= old.keys():
         run.say(f"{path} does not say its settings, so they cannot be compared.")
         return

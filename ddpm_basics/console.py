@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import io
 import math
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, the file limit
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
@@ -35,6 +37,15 @@ def new_parser(
         epilog=epilog,
         prog=prog,
     )
+
+
+def import_extra(module: str, package: str) -> Any:
+    """Import what only some options need. Raises UserError where its package is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"This needs {package}, which cannot be imported ({one_line(error)}): "
+                        "pip install -r requirements-extras.txt") from None  # fmt: skip
 
 
 def whole_number(minimum: int, maximum: int = 2**31) -> Callable[[str], int]:

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_basics.console import UserError, print_list
+from ddpm_basics.datasets import DATA_SETS, describe_data, find_data_set, read_data_set
 from ddpm_basics.fabrics.folder import draw_fabrics
 from ddpm_basics.fabrics.manifest import MANIFEST, read_manifest
-from ddpm_basics.images import ImageFolder, decode, find_images, label_of, read_folder
+from ddpm_basics.images import (
+    ImageFolder,
+    decode,
+    find_images,
+    from_picture,
+    label_of,
+    read_folder,
+)
 from ddpm_basics.training import FIXED_IMAGES
 
 DEFAULT = Path("african_fabric_processed")
@@ -38,7 +47,10 @@ class Pictures(NamedTuple):
 
 
 def provide(folder: Path) -> None:
-    """Draw the default folder where it is missing, and the rest of one that is half drawn."""
+    """Draw the default folder where it is missing, and the rest of one that is half drawn.
+
+    Raises UserError for a name that is neither that of a folder nor of a data set.
+    """
     manifest = read_manifest(folder)
     if folder == DEFAULT and not folder.exists():
         print(f"{folder} does not exist yet: drawing the fabrics first.", flush=True)
@@ -49,6 +61,9 @@ def provide(folder: Path) -> None:
             folder, split=manifest.split or "train", count=manifest.count,
             seed=manifest.seed or 0, size=manifest.size,
         )  # fmt: skip
+    elif not folder.exists() and not find_data_set(folder):
+        raise UserError(f"The folder {folder} does not exist: name a folder of images, or one of "
+                        f"the data sets {', '.join(DATA_SETS)}.")  # fmt: skip
 
 
 def read_images(
@@ -56,10 +71,14 @@ def read_images(
 ) -> tuple[Pictures, list[str], dict[str, str]]:
     """Return a folder's pictures, the names of its labels, {file: checksum of its pixels}.
 
-    Labels are the folders below it; pictures that lie directly in it have none. All stay in
-    memory, on a GPU in its memory, for the whole run. Raises UserError.
+    Labels are the folders below it; pictures that lie directly in it have none. A data set that is
+    named instead brings its own. All stay in memory, on a GPU in its memory, for the whole run.
+    Raises UserError.
     """
-    found = read_folder(folder, size, MIN_IMAGES, channels)
+    if find_data_set(folder):
+        found = read_data_set(str(folder), size, channels)
+    else:
+        found = read_folder(folder, size, MIN_IMAGES, channels)
     names = sorted(set(found.labels) - {""})
     return numbered(found, names), names, found.digests()
 
@@ -81,10 +100,12 @@ def read_heldout(
 ) -> Pictures | None:
     """Return the pictures behind the held-out loss, or None; an unknown label counts as none.
 
-    Those of `folder` where one is named. Without it, only drawn fabrics have an endless supply of
-    images that the network never sees: they are drawn into the results folder. For photographs
-    there are none. Raises UserError.
+    Those of `folder` where one is named. Without it, a data set with a name has a part for tests,
+    and drawn fabrics have an endless supply of images that the network never sees: they are drawn
+    into the results folder. For photographs there are none. Raises UserError.
     """
+    if folder is None and find_data_set(data):
+        return numbered(read_data_set(str(data), size, channels, False, FIXED_IMAGES), names)
     if folder is None:
         manifest = read_manifest(data)
         if manifest is None or manifest.split != "train":
@@ -96,11 +117,41 @@ def read_heldout(
     return numbered(read_folder(folder, size, MIN_HELDOUT, channels), names)
 
 
-def survey(folder: Path, size: int) -> tuple[list[Path], list[Path]]:
-    """Decode every image of a folder, print what is there; return (good, broken) files.
+def survey(
+    folder: Path, size: int, channels: int
+) -> tuple[list[NDArray[np.float32]], int, list[Path]]:
+    """Decode every image, print what is there; return nine, the number of good ones, broken files.
 
-    Raises UserError for a folder that is missing or cannot be read.
+    The nine are spread evenly, [c, size, size] in [0, 1]. Raises UserError for a folder that is
+    missing, cannot be read, or holds too few.
     """
+    if find_data_set(folder):
+        found = read_data_set(str(folder), size, channels)
+        print(f"Data          {describe_data(folder, size)}")
+        print_counts(found.labels)
+        nine = [image.astype(np.float32) / 255 for image in spread([*found.pixels])]
+        return nine, len(found.pixels), []
+    good, broken = survey_folder(folder, size)
+    if len(good) < MIN_IMAGES:
+        raise UserError(f"{folder} holds {len(good)} readable images, and training needs at least "
+                        f"{MIN_IMAGES}.")  # fmt: skip
+    nine = [from_picture(decode(path, size, channels)) for path in spread(good)]
+    return nine, len(good), broken
+
+
+def spread(items: Sequence[Any]) -> list[Any]:
+    """Return nine of some items, evenly spread."""
+    return [items[int((i + 0.5) * len(items) / 9)] for i in range(9)]
+
+
+def print_counts(labels: Iterable[str]) -> None:
+    """Print how many pictures each label has."""
+    for label, count in sorted(Counter(labels).items()):
+        print(f"  {label or '(no label)':<24}{count:>6}")
+
+
+def survey_folder(folder: Path, size: int) -> tuple[list[Path], list[Path]]:
+    """Decode every image of a folder, print what is there; return (good, broken) files."""
     paths, passed_over = find_images(folder)
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
@@ -121,11 +172,10 @@ def survey(folder: Path, size: int) -> tuple[list[Path], list[Path]]:
             if min(picture.size) < size:
                 tiny.append(f"{path} (only {picture.width}x{picture.height})")
     good = sorted(set(paths) - {path for path, _ in broken})
-    print(f"Data folder   {folder}")
+    print(f"Data folder   {describe_data(folder, size)}")
     print("Sizes         " + ", ".join(f"{name}: {n}" for name, n in sorted(sizes.items())))
     print("Modes         " + ", ".join(f"{name}: {n}" for name, n in sorted(modes.items())))
-    for label, count in sorted(Counter(label_of(path, folder) for path in good).items()):
-        print(f"  {label or '(no folder)':<24}{count:>6}")
+    print_counts(label_of(path, folder) for path in good)
     passed_over.pop(folder / MANIFEST, None)
     print_list("Passed over", [f"{path} ({why})" for path, why in passed_over.items()])
     print_list("Smaller than the network's images", tiny)

@@ -98,7 +98,12 @@ def decode(path: Path, size: int | None = None, channels: int = 3) -> Image.Imag
         raise UserError(
             f"{path} is no image that can be read ({reason}): mend or remove it."
         ) from None
-    if size is None or picture.size == (size, size):
+    return picture if size is None else central_square(picture, size)
+
+
+def central_square(picture: Image.Image, size: int) -> Image.Image:
+    """Cut out a picture's central square and bring it to size x size pixels."""
+    if picture.size == (size, size):
         return picture
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2

@@ -101,6 +101,7 @@ class Meter:
             row[f"{name}_fixed"] = losses.mean().item()
             quarters = losses.tensor_split(QUARTERS)
             row |= {f"{name}_quarter{i}": part.mean().item() for i, part in enumerate(quarters)}
+        log_row(run, row)
         if run.accelerator.is_main_process:
             self.unwritten.append(row)
             try:
@@ -113,6 +114,12 @@ class Meter:
     def restart(self) -> None:
         """Begin a new row: samples and checkpoints do not count as training for the pace."""
         self.step, self.started = self.run.step, time.perf_counter()
+
+
+def log_row(run: Run, row: Mapping[str, float]) -> None:
+    """Tell a row to the tracker, if there is one: once for each step."""
+    values = {key: value for key, value in row.items() if key != "step" and value == value}
+    run.accelerator.log(values, step=int(row["step"]))
 
 
 def append_losses(path: Path, rows: Iterable[Mapping[str, float]]) -> None:

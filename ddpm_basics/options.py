@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_basics.console import UserError, new_parser, real_number, whole_number
+from ddpm_basics.datasets import CACHE, DATA_SETS, find_data_set, usual_size
 from ddpm_basics.sampling import SCHEDULES
 
 OBJECTIVES = ("pred_v", "pred_noise", "pred_x0")
+LOSSES = ("l2", "l1", "huber")
 LOSS_WEIGHTS = ("min5", "simple")
+TRACKERS = ("tensorboard", "wandb")
+FOLLOWING = ("image_size", "channels", "results_dir", "weights_out")  # the data, if not typed
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 WEIGHTS = Path("models/ddpm_african_fabrics.pt")
@@ -155,15 +159,17 @@ def train_options(
     quick: Mapping[str, Any],
 ) -> argparse.Namespace:
     """Read the command line of exercise 3; `quick` holds other defaults, for --quick."""
-    parser = training_parser(description, defaults["seed"])
-    parser.set_defaults(**defaults)
     argv = sys.argv[1:] if argv is None else argv
-    if "--quick" in argv:
-        parser.set_defaults(**quick)
-    options = parser.parse_args(argv, argparse.Namespace(compile=None))
-    # What was not typed may follow the weights that a run goes on from.
-    options.typed = {"objective", "schedule", "loss_weight"} & vars(options).keys()
-    options = argparse.Namespace(**{"objective": "pred_v", "schedule": "sigmoid", **vars(options)})
+    usual = {**defaults, **quick} if "--quick" in argv else dict(defaults)
+    parser = training_parser(description, usual)
+    parser.set_defaults(**{key: usual[key] for key in usual if key not in FOLLOWING})
+    untyped = argparse.Namespace(compile=None, log_with=None)
+    options = parser.parse_args(argv, untyped)
+    # What was not typed may follow the weights that a run goes on from, or the data.
+    options.typed = {"objective", "schedule", "loss_weight", "loss", "flip"} & vars(options).keys()
+    plain = {"objective": "pred_v", "schedule": "sigmoid", "loss": "l2"}
+    plain |= follow_data(options, usual)
+    options = argparse.Namespace(**{**plain, **vars(options)})
     try:
         choose_loss_weight(options)
     except UserError as error:
@@ -180,6 +186,22 @@ def train_options(
     return options
 
 
+def follow_data(options: argparse.Namespace, usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the data decides where it was not typed: FOLLOWING and flip."""
+    chosen = {key: usual[key] for key in FOLLOWING if key != "channels"}
+    known = find_data_set(options.data)
+    if known is None:
+        return {**chosen, "channels": 3, "flip": "on"}
+    name, multiple = str(options.data), 2 ** (len(options.dim_mults) - 1)
+    return {
+        "image_size": usual_size(known, chosen["image_size"], multiple),
+        "channels": known.channels,
+        "flip": "on" if known.mirrored else "off",
+        "results_dir": chosen["results_dir"] / name,
+        "weights_out": chosen["weights_out"].with_name(f"ddpm_{name}.pt"),
+    }
+
+
 def choose_loss_weight(options: argparse.Namespace) -> None:
     """Set options.loss_weight: min5 for v, simple for others, where it was not typed.
 
@@ -193,33 +215,14 @@ def choose_loss_weight(options: argparse.Namespace) -> None:
                         f"or --loss-weight simple with {options.objective}.")  # fmt: skip
 
 
-def training_parser(description: str, seed: int) -> argparse.ArgumentParser:
-    """Return the table of exercise 3's options, in four groups."""
+def training_parser(description: str, usual: Mapping[str, Any]) -> argparse.ArgumentParser:
+    """Return the table of exercise 3's options, in four groups; `usual` are their defaults."""
     parser = new_parser(description)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--verify", action="store_true", help="check the data, draw nine images")
     what.add_argument("--train", action="store_true", help="train the network")
+    add_data_and_network(parser, usual)
     count, rate = whole_number(1), real_number(1e-12)
-
-    add = parser.add_argument_group("data").add_argument
-    add("--data", type=Path, help="folder of images, subfolders included")
-    add("--crop", type=count, help="train on random squares of so many pixels, a quarter of the "
-        "cost at half the size (default: on whole images)")  # fmt: skip
-    add("--channels", type=int, choices=(1, 3), default=3, help="1 trains on grey images")
-    add("--heldout", type=Path, help="folder of images that are never trained on, for the "
-        "held-out loss (drawn fabrics bring their own)")  # fmt: skip
-
-    add = parser.add_argument_group("network and loss").add_argument
-    add("--image-size", type=count, help="pixels, both sides")
-    add("--dim", type=count, help="channels of the U-Net at full resolution")
-    add("--dim-mults", type=count, nargs="+", help="its channel multipliers")
-    add("--schedule", choices=SCHEDULES, default=argparse.SUPPRESS,
-        help="of noise (default: sigmoid, or that of the weights it goes on from)")  # fmt: skip
-    add("--objective", choices=OBJECTIVES, default=argparse.SUPPRESS,
-        help="what the network predicts (default: pred_v, or that of those weights)")  # fmt: skip
-    add("--loss-weight", choices=LOSS_WEIGHTS, default=argparse.SUPPRESS,
-        help="min5: error of v times min(1, 5/SNR); simple: the library's own, error of the noise "
-        "at every t alike (default: min5 for pred_v, simple for the others)")  # fmt: skip
 
     training = parser.add_argument_group("training")
     add = training.add_argument
@@ -233,15 +236,58 @@ def training_parser(description: str, seed: int) -> argparse.ArgumentParser:
         help="torch.compile the network: minutes that a long run earns back (default: on for a "
         "GPU, off for a CPU)")  # fmt: skip
     add("--quick", action="store_true", help="a small network at 32x32, minutes on two CPU cores")
-    add_common(training, seed)
+    add_common(training, usual["seed"])
 
     add = parser.add_argument_group("the run").add_argument
-    add("--results-dir", type=Path, help="checkpoints, samples, losses.csv")
+    add("--results-dir", type=Path, default=argparse.SUPPRESS,
+        help="checkpoints, samples, losses.csv (default: "
+        f"{usual['results_dir']}, for a data set {usual['results_dir']}/NAME)")  # fmt: skip
     add("--save-every", type=count, help="steps between checkpoints")
     add("--log-every", type=count, help="steps between rows of losses.csv")
     add("--keep", type=whole_number(2), default=2,
         help="checkpoints to keep, 0.57 GB each; two, as the newest may be damaged")  # fmt: skip
     add("--resume", action="store_true", help="go on from the newest good checkpoint")
     add("--init-weights", type=Path, help="start from the weights in this file")
-    add("--weights-out", type=Path, help="EMA weights at the end")
+    weights = usual["weights_out"]
+    add("--weights-out", type=Path, default=argparse.SUPPRESS, help="EMA weights at the end "
+        f"(default: {weights}, for a data set {weights.with_name('ddpm_NAME.pt')})")  # fmt: skip
+    add("--log-with", choices=TRACKERS, default=argparse.SUPPRESS,
+        help="tell the rows of losses.csv and the samples to TensorBoard (in the results folder) "
+        "or to Weights & Biases, too (default: to neither)")  # fmt: skip
     return parser
+
+
+def add_data_and_network(parser: argparse.ArgumentParser, usual: Mapping[str, Any]) -> None:
+    """Add the first two groups of exercise 3's options."""
+    count = whole_number(1)
+    add = parser.add_argument_group("data").add_argument
+    add("--data", type=Path, help="folder of images, subfolders included; or, where no folder has "
+        f"that name, {', '.join(DATA_SETS)}: fetched into {CACHE}/ once (celeba: 1.4 GB, and 2 GB "
+        "of memory at 64 pixels)")  # fmt: skip
+    add("--crop", type=count, help="train on random squares of so many pixels, a quarter of the "
+        "cost at half the size (default: on whole images)")  # fmt: skip
+    add("--channels", type=int, choices=(1, 3), default=argparse.SUPPRESS,
+        help="1 trains on grey images (default: 3, or what the data set has)")  # fmt: skip
+    add("--flip", choices=["on", "off"], default=argparse.SUPPRESS,
+        help="mirror images at random (default: on, but off for mnist and digits, where a mirror "
+        "image means something else)")  # fmt: skip
+    add("--heldout", type=Path, help="folder of images that are never trained on, for the "
+        "held-out loss (drawn fabrics and data sets bring their own)")  # fmt: skip
+
+    add = parser.add_argument_group("network and loss").add_argument
+    add("--image-size", type=count, default=argparse.SUPPRESS,
+        help=f"pixels, both sides (default: {usual['image_size']}, or what the data set has, up to "
+        "a multiple that the U-Net can halve)")  # fmt: skip
+    add("--dim", type=count, help="channels of the U-Net at full resolution")
+    add("--dim-mults", type=count, nargs="+", help="its channel multipliers")
+    add("--schedule", choices=SCHEDULES, default=argparse.SUPPRESS,
+        help="of noise (default: sigmoid, or that of the weights it goes on from)")  # fmt: skip
+    add("--objective", choices=OBJECTIVES, default=argparse.SUPPRESS,
+        help="what the network predicts (default: pred_v, or that of those weights)")  # fmt: skip
+    add("--loss", choices=LOSSES, default=argparse.SUPPRESS,
+        help="what an error of the prediction costs in each pixel: its square, its size, or half "
+        "its square up to 1 and straight beyond; the fixed losses in losses.csv follow, so compare "
+        "runs of one loss only (default: l2, or that of the run that it goes on with)")  # fmt: skip
+    add("--loss-weight", choices=LOSS_WEIGHTS, default=argparse.SUPPRESS,
+        help="min5: error of v times min(1, 5/SNR); simple: the library's own, error of the noise "
+        "at every t alike (default: min5 for pred_v, simple for the others)")  # fmt: skip

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ddpm_basics.console import duration
 from ddpm_basics.data import Pictures
+from ddpm_basics.datasets import describe_data, find_data_set
 from ddpm_basics.fabrics.manifest import read_manifest
 from ddpm_basics.files import (
     remove_leftovers,
@@ -68,10 +69,12 @@ class Run:
 
     def numbers(self, step: int) -> StepNumbers:
         """Draw everything random about the effective batch of a step."""
-        return draw_numbers(
+        numbers = draw_numbers(
             self.options.seed, step, self.effective_batch, self.data.images.shape, self.side,
             int(self.diffusion.num_timesteps), self.device,
         )  # fmt: skip
+        mirrored = self.options.flip == "on"
+        return numbers if mirrored else numbers._replace(flip=torch.zeros_like(numbers.flip))
 
     def fixed_numbers(self, pictures: Pictures, told: bool) -> StepNumbers:
         """Return the numbers behind a fixed loss on some pictures, with their labels or without."""
@@ -104,6 +107,9 @@ def describe_run(options: argparse.Namespace, digests: Mapping[str, str]) -> dic
         "data_seed": manifest and manifest.seed,
         "num_images": len(digests),
         "data_checksum": hashlib.sha256(lines.encode(errors="backslashreplace")).hexdigest()[:16],
+        "data_set": str(options.data) if find_data_set(options.data) else None,
+        "flip": options.flip,
+        "loss": options.loss,
         "loss_weight": options.loss_weight,
         "effective_batch": options.batch_size * options.gradient_accumulate,
         "seed": options.seed,
@@ -158,7 +164,9 @@ def print_banner(run: Run) -> None:
         "Precision": f"{run.precision}, compiled: {'yes' if config['compiled'] else 'no'}",
         "Network": f"{parameters:,} parameters, {run.side}x{run.side} {pixels}, "
         f"{options.objective}, {options.schedule} schedule",
-        "Data": f"{len(run.data.images):,} images from {options.data}{labels}{heldout}",
+        "Data": f"{len(run.data.images):,} images from "
+        f"{describe_data(options.data, options.image_size)}{labels}{heldout}",
+        "Mirrored": "half of them, at random" if options.flip == "on" else "none (--flip off)",
         "Batch": f"{options.batch_size} x {options.gradient_accumulate} (accumulation) = "
         f"{run.effective_batch}",
         "Labels": ", ".join(names[:24]) + ", ..." * (len(names) > 24) or "none",
@@ -208,7 +216,7 @@ def finish(run: Run, first: int) -> None:
         print(f"The weights that were at {out} are now {previous}")
     print(
         f"Wrote {out} (EMA weights of step {run.step:,}), samples, losses.csv and loss_curve.png "
-        f"in {run.options.results_dir}; training took {duration(run.seconds)}. Draw new fabrics "
+        f"in {run.options.results_dir}; training took {duration(run.seconds)}. Draw more "
         f"with: python exercise1_generate.py --weights {out}"
     )
 

@@ -66,6 +66,7 @@ class Facts:
     labels: tuple[str, ...]  # what the network can be told to draw
     assumed: tuple[str, ...]  # which of these the file does not say, and nobody else has
     parameters: int
+    subject: str  # what it draws: fabrics, unless it says otherwise
 
     def describe(self, path: Path) -> str:
         """Say all of it in one line."""
@@ -125,6 +126,9 @@ def load_weights(
         labels=labels,
         assumed=tuple(name for name in ASSUMED if name not in typed | stated),
         parameters=sum(weight.numel() for weight in diffusion.model.parameters()),
+        subject=f"images of {one_line(name, 40)}"
+        if (name := config.get("data_set"))
+        else "fabrics",
         **shape,
         **process,
     )

@@ -296,6 +296,12 @@ def make_quick() -> None:
     publish(last, "quick.webp", [last], 58)
 
 
+def make_digits() -> None:
+    """What exercise 1 draws after exercise 3's --train --quick --data digits."""
+    drawn = REFERENCE / "digits" / "exercise1_output.png"
+    publish(drawn, "digits.webp", [drawn], 58)
+
+
 def samples(folder: Path) -> dict[int, Path]:
     """Return {step: sample-STEP.png} of a run, in order."""
     return dict(sorted((int(path.stem.split("-")[1]), path) for path in folder.glob("sample-*")))

@@ -2,9 +2,10 @@
 
 Started as `python fork_server.py MODULE`, it imports the module once and then forks a child for
 every request on standard input: {"argv": [...], "cwd": "...", "stdout": FILE, "stderr": FILE,
-"limit_file_size": bytes or null, "limit_memory": bytes or null}. The child is a process like any
-other: it has a pid of its own, takes signals, and can be killed. Answers are lines of JSON, first
-{"pid": N}, then {"code": N} with the shell's convention for signals (-9 after SIGKILL).
+"limit_file_size": bytes or null, "limit_memory": bytes or null, "environment": {...} or absent}.
+The child is a process like any other: it has a pid of its own, takes signals, and can be killed.
+Answers are lines of JSON, first {"pid": N}, then {"code": N} with the shell's convention for
+signals (-9 after SIGKILL).
 """
 
 import importlib
@@ -32,6 +33,7 @@ def become_command(module, request):
         handle = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, number)
     os.chdir(request["cwd"])
+    os.environ |= request.get("environment", {})
     for key, limit in (("limit_file_size", resource.RLIMIT_FSIZE), ("limit_memory", None)):
         value = request.get(key)
         if value is not None:

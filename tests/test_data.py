@@ -85,7 +85,7 @@ def test_verify_names_every_file_that_is_not_right(verify, tiny_data, tmp_path):
         f"  {folder}/lost.png is no image",
     ):
         assert text in said
-    assert ["(no", "folder)", "2"] in [line.split() for line in said.splitlines()]
+    assert ["(no", "label)", "2"] in [line.split() for line in said.splitlines()]
     assert "4 of 127 image files are broken, named above" in complaint
     assert "Found" not in said
     assert Path("training_samples_grid.png").exists()
@@ -171,7 +171,8 @@ def test_the_default_data_is_drawn_where_it_is_missing(few, capsys):
     assert len(find_images(data.DEFAULT)[0]) == 12
     data.provide(data.DEFAULT)
     assert capsys.readouterr().out == "", "it is complete"
-    data.provide(Path("another"))
+    with pytest.raises(UserError, match=r"another does not exist: .* or one of .* mnist, "):
+        data.provide(Path("another"))
     assert not Path("another").exists(), "nobody's photographs are replaced by drawings"
 
 

@@ -18,6 +18,7 @@ ROWS = [  # a room imports from its own row or from one further down
         "runs",
         "checkpoints",
         "losses",
+        "trackers",
         "interrupts",
         "weight_files",
         "model",
@@ -25,7 +26,7 @@ ROWS = [  # a room imports from its own row or from one further down
         "steering",
         "figures",
     },
-    {"training", "sampling", "images", "hardware", "options"},
+    {"training", "sampling", "images", "hardware", "options", "datasets"},
     {"files", "console", "labs"},
 ]
 LIMITS = {  # lines, functions

@@ -241,12 +241,13 @@ def test_accumulation_equals_a_larger_batch(cli, tiny_data, tmp_path):
 
 def test_two_processes_equal_one(cli, tiny_data, tmp_path):
     """`accelerate launch` with gloo on the CPU: the same run, and only one process writes."""
-    done = cli.run(*words(tiny_data, save_every=16, results="one"), cwd=tmp_path)
+    track = ["--log-with", "tensorboard"]
+    done = cli.run(*words(tiny_data, *track, save_every=16, results="one"), cwd=tmp_path)
     assert done.code == 0, done.stderr
     launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     two = [sys.executable, "-m", *launch, "--main_process_port", "0", ROOT / "exercise3_train.py"]
     done = subprocess.run(
-        [*map(str, two), *map(str, words(tiny_data, save_every=16, results="two"))],
+        [*map(str, two), *map(str, words(tiny_data, *track, save_every=16, results="two"))],
         cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -255,6 +256,8 @@ def test_two_processes_equal_one(cli, tiny_data, tmp_path):
     assert {p.name for p in (tmp_path / "one").iterdir()} == {
         p.name for p in (tmp_path / "two").iterdir()
     }
+    for results in ("one", "two"):
+        assert len([*(tmp_path / results).rglob("*.tfevents.*")]) == 2, "a log, and its settings"
 
 
 def test_labels_are_clipped_with_the_rest(cli, tiny_data, tmp_path):

@@ -14,7 +14,7 @@ from denoising_diffusion_pytorch import denoising_diffusion_pytorch as library
 
 from ddpm_basics.data import Pictures
 from ddpm_basics.model import LabelledUnet, build_diffusion
-from ddpm_basics.options import OBJECTIVES
+from ddpm_basics.options import LOSSES, OBJECTIVES
 from ddpm_basics.sampling import SCHEDULES
 from ddpm_basics.training import (
     FIXED_IMAGES,
@@ -98,6 +98,25 @@ def test_min5_is_the_error_of_v_held_down_where_images_are_clean():
     every = every / (1 - every)
     theirs = every.clamp(max=5) / every
     assert torch.allclose(weights / simple, theirs * (1 + 1 / every), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_those_of_v_with_the_same_weights(name):
+    """The square, to the bit what it was before others could be chosen; the size; Huber's mean."""
+    diffusion = tiny_diffusion()
+    x_0, noise, t = torch.rand(32, 3, 8, 8), torch.randn(32, 3, 8, 8), torch.arange(32) * 31
+    weights, network = loss_weights(diffusion, "min5"), LabelledUnet(diffusion)
+    with torch.no_grad():
+        found = ex3.denoising_loss(diffusion, network, weights, x_0, NONE, t, noise, name)
+        predicted = network(diffusion.q_sample(x_0, t, noise), t, NONE)
+    error = predicted - diffusion.predict_v(x_0, t, noise)
+    size = error.abs()
+    assert size.min() < 0.5 < 1.5 < size.max()
+    each = {"l2": error.square(), "l1": size,
+            "huber": torch.where(size < 1, error.square() / 2, size - 0.5)}[name]  # fmt: skip
+    expected = each.mean(dim=(1, 2, 3)) * weights[t]
+    assert torch.equal(found, expected) if name == "l2" else torch.allclose(found, expected)
+    assert ex3.PENALTIES.keys() == set(LOSSES)
 
 
 def test_bf16_loss_is_within_two_percent():
