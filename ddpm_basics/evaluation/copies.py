@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from ddpm_basics.evaluation.folders import BATCH, Fabrics
 from ddpm_basics.evaluation.intervals import BOOTSTRAPS, interval, wilson
 
+BANK = 2048  # training images that stand in memory, as floats, at a time
 KEEP = 4  # nearest training images that are measured exactly
 COPY_RATIO = 1 / 3  # a copy is nearer than this times the distance to the second nearest
 COPY_NEIGHBOURS = 50  # training images around a sample, for the second definition of a copy
@@ -47,25 +48,51 @@ def find_neighbours(queries: Fabrics, train: Fabrics, device: torch.device) -> N
     """Find for every query the training images nearest in pixel distance, mirrored ones included.
 
     An image and its mirror image count as one, at the smaller distance. Candidates come from one
-    matrix product per batch; the nearest are then measured again by subtraction, because
-    |a|² + |b|² - 2ab cancels badly for the near copies that matter here.
+    matrix product for BATCH queries and up to BANK training images; the nearest are then measured
+    again by subtraction, because |a|² + |b|² - 2ab cancels badly for the near copies that matter
+    here.
     """
-    plain, flipped = (as_vectors(own, device) for own in (train.pixels, train.pixels.flip(-1)))
+    found: list[list[Tensor]] = []  # for each batch of queries: index, mirrored, distance, crowd
+    steps = -(-len(train) // BANK) * -(-len(queries) // BATCH)
+    with tqdm(total=steps, desc=f"Neighbours of {queries.folder.name}") as bar:
+        for first, bank in zip(range(0, len(train), BANK), train.in_parts(BANK), strict=True):
+            plain, flipped = (as_vectors(own, device) for own in (bank, bank.flip(-1)))
+            for batch, pixels in enumerate(queries.in_parts()):
+                nearest = nearest_in(as_vectors(pixels, device), plain, flipped)
+                nearest[0] += first
+                if first:
+                    found[batch] = nearest_of_both(found[batch], nearest)
+                else:
+                    found.append(nearest)
+                bar.update()
+    index, mirrored, distance, crowd = (torch.cat(column) for column in zip(*found, strict=True))
+    return Neighbours(index, mirrored, distance, crowd.sqrt().mean(1))
+
+
+def nearest_in(x: Tensor, plain: Tensor, flipped: Tensor) -> list[Tensor]:
+    """Find the nearest of a bank, given plain and mirrored, for vectors x, as on the CPU.
+
+    Returns index, mirrored and distance (n, KEEP), and the squares of the COPY_NEIGHBOURS smallest
+    distances, each by matrix product.
+    """
     squares = plain.square().sum(1)
-    parts = []
-    for start in tqdm(range(0, len(queries), BATCH), f"Neighbours of {queries.folder.name}"):
-        x = as_vectors(queries.pixels[start : start + BATCH], device)
-        both = torch.stack([squares - 2 * (x @ bank.T) for bank in (plain, flipped)])
-        squared, mirrored = both.min(0)  # (batch, train), less |x|²
-        squared = (squared + x.square().sum(1, keepdim=True)).clamp(min=0) / x.shape[1]
-        crowd, index = squared.topk(min(COPY_NEIGHBOURS, len(train)), largest=False)
-        index = index[:, :KEEP]
-        mirrored = mirrored.gather(1, index).bool()
-        images = torch.where(mirrored[..., None], flipped[index], plain[index])
-        distance, order = (images - x[:, None]).square().mean(-1).sqrt().sort(stable=True)
-        found = (index.gather(1, order), mirrored.gather(1, order), distance, crowd.sqrt().mean(1))
-        parts.append([part.cpu() for part in found])
-    return Neighbours(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    both = torch.stack([squares - 2 * (x @ bank.T) for bank in (plain, flipped)])
+    squared, mirrored = both.min(0)  # (n, bank), less |x|²
+    squared = (squared + x.square().sum(1, keepdim=True)).clamp(min=0) / x.shape[1]
+    crowd, index = squared.topk(min(COPY_NEIGHBOURS, len(plain)), largest=False)
+    index = index[:, :KEEP]
+    mirrored = mirrored.gather(1, index).bool()
+    images = torch.where(mirrored[..., None], flipped[index], plain[index])
+    distance, order = (images - x[:, None]).square().mean(-1).sqrt().sort(stable=True)
+    found = (index.gather(1, order), mirrored.gather(1, order), distance, crowd)
+    return [part.cpu() for part in found]
+
+
+def nearest_of_both(one: list[Tensor], other: list[Tensor]) -> list[Tensor]:
+    """Merge what was found in two banks."""
+    *near, crowd = (torch.cat(pair, 1) for pair in zip(one, other, strict=True))
+    order = near[2].argsort(stable=True)[:, :KEEP]
+    return [*(part.gather(1, order) for part in near), crowd.sort().values[:, :COPY_NEIGHBOURS]]
 
 
 def as_vectors(pixels: Tensor, device: torch.device) -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ddpm_basics.evaluation.features import Classifier, in_batches
 from ddpm_basics.evaluation.folders import Fabrics
@@ -105,8 +106,9 @@ def colour_report(folders: dict[str, Fabrics], rng: Generator) -> dict[str, Any]
     """
     report = {}
     for name, fabrics in folders.items():
-        flat, n = fabrics.pixels.flatten(2).double() / 255, len(fabrics)
-        mean, power = flat.mean(2).numpy(), flat.square().mean(2).numpy()  # (N, 3) each
+        moments = [channel_moments(part) for part in fabrics.in_parts()]
+        mean, power = (torch.cat(column).numpy() for column in zip(*moments, strict=True))
+        n = len(fabrics)
         even = np.full(n, 1 / n)
         resampled = colour_moments(rng.multinomial(n, even, BOOTSTRAPS // 4) / n, mean, power)
         exact = colour_moments(even[None], mean, power)
@@ -118,6 +120,12 @@ def colour_report(folders: dict[str, Fabrics], rng: Generator) -> dict[str, Any]
             for key in exact
         }
     return report
+
+
+def channel_moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and mean squares (N, 3) of the channels of images (N, 3, H, W) uint8, as 0 to 1."""
+    flat = pixels.flatten(2).double() / 255
+    return flat.mean(2), flat.square().mean(2)
 
 
 def colour_moments(weights: Floats, mean: Floats, power: Floats) -> dict[str, Floats]:
