@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_basics.console import UserError, print_list
+from ddpm_basics.fabrics.card import CARD
 from ddpm_basics.fabrics.folder import draw_fabrics
 from ddpm_basics.fabrics.manifest import MANIFEST, read_manifest
 from ddpm_basics.images import ImageFolder, decode, find_images, label_of, read_folder
@@ -126,7 +127,8 @@ def survey(folder: Path, size: int) -> tuple[list[Path], list[Path]]:
     print("Modes         " + ", ".join(f"{name}: {n}" for name, n in sorted(modes.items())))
     for label, count in sorted(Counter(label_of(path, folder) for path in good).items()):
         print(f"  {label or '(no folder)':<24}{count:>6}")
-    passed_over.pop(folder / MANIFEST, None)
+    for ours in (MANIFEST, CARD):
+        passed_over.pop(folder / ours, None)
     print_list("Passed over", [f"{path} ({why})" for path, why in passed_over.items()])
     print_list("Smaller than the network's images", tiny)
     print_list("Hardly a picture", dull)

@@ -57,7 +57,7 @@ def find_neighbours(queries: Fabrics, train: Fabrics, device: torch.device) -> N
     with tqdm(total=steps, desc=f"Neighbours of {queries.folder.name}") as bar:
         for first, bank in zip(range(0, len(train), BANK), train.in_parts(BANK), strict=True):
             plain, flipped = (as_vectors(own, device) for own in (bank, bank.flip(-1)))
-            for batch, pixels in enumerate(queries.in_parts()):
+            for batch, pixels in enumerate(queries.in_parts(BATCH)):
                 nearest = nearest_in(as_vectors(pixels, device), plain, flipped)
                 nearest[0] += first
                 if first:

@@ -72,13 +72,13 @@ class Fabrics:
         pixels = own.at(chosen) if isinstance(own, PixelsOnDisk) else own[chosen]
         return Fabrics(self.folder, [self.labels[i] for i in chosen], pixels)
 
-    def in_parts(self, size: int = BATCH) -> Iterator[Tensor]:
+    def in_parts(self, size: int) -> Iterator[Tensor]:
         """Yield the pixels (up to `size`, 3, H, W) part by part, all of them in order."""
         return (self.pixels[start : start + size] for start in range(0, len(self), size))
 
     def fingerprints(self) -> list[bytes]:
         """Return a digest of every image's pixels."""
-        images = (image for part in self.in_parts() for image in part)
+        images = (image for part in self.in_parts(BATCH) for image in part)
         return [hashlib.sha256(image.numpy().tobytes()).digest() for image in images]
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm_basics.evaluation.features import Classifier, in_batches
-from ddpm_basics.evaluation.folders import Fabrics
+from ddpm_basics.evaluation.folders import BATCH, Fabrics
 from ddpm_basics.evaluation.intervals import BOOTSTRAPS, interval, wilson
 
 Floats = NDArray[np.float64]
@@ -106,7 +106,7 @@ def colour_report(folders: dict[str, Fabrics], rng: Generator) -> dict[str, Any]
     """
     report = {}
     for name, fabrics in folders.items():
-        moments = [channel_moments(part) for part in fabrics.in_parts()]
+        moments = [channel_moments(part) for part in fabrics.in_parts(BATCH)]
         mean, power = (torch.cat(column).numpy() for column in zip(*moments, strict=True))
         n = len(fabrics)
         even = np.full(n, 1 / n)
