@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from denoising_diffusion_pytorch import GaussianDiffusion
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ddpm_basics.console import UserError
@@ -63,7 +63,7 @@ def write_safetensors(diffusion: GaussianDiffusion, path: Path, metadata: dict[s
     """Write weights and buffers under the library's names, and `label_table` beside them."""
     tensors = {name: halved(tensor) for name, tensor in diffusion.state_dict().items()}
     with write_atomically(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        temporary.write_bytes(save(tensors, metadata))
 
 
 def write_onnx(diffusion: GaussianDiffusion, path: Path, metadata: dict[str, str]) -> None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAME = "ddpm_basics"
 CONTENTS = ("exercise*.py", "ddpm_basics/**/*.py", "docs/labs/*.ipynb",
             "models/ddpm_african_fabrics.pt", "models/README.md", "requirements.txt",
-            "README.rst", "LICENSE")  # fmt: skip
+            "requirements-extras.txt", "README.rst", "LICENSE")  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
