@@ -370,8 +370,8 @@ def test_the_bundle_holds_the_files_themselves(bundle, pages):
     assert "ddpm_basics.zip" in pages["index"].links
     originals = [*ROOT.glob("exercise*.py"), *(ROOT / "ddpm_basics").rglob("*.py"),
                  *(DOCS / "labs").glob("*.ipynb")]  # fmt: skip
-    names = ("requirements.txt", "README.rst", "LICENSE", "models/README.md",
-             "models/ddpm_african_fabrics.pt")  # fmt: skip
+    names = ("requirements.txt", "requirements-extras.txt", "README.rst", "LICENSE",
+             "models/README.md", "models/ddpm_african_fabrics.pt")  # fmt: skip
     originals += [ROOT / name for name in names]
     found = {path for path in bundle.rglob("*") if path.is_file()}
     assert found == {bundle / "ddpm_basics" / path.relative_to(ROOT) for path in originals}

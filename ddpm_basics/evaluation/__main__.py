@@ -141,7 +141,9 @@ def evaluate(
         },
     }
     if extractor is not None:
-        seen = {name: look(extractor, own, few[name], device) for name, own in folders.items()}
+        shown = folders | {"train": chosen["train"]}  # of which no figure is about all
+        few["train"] = np.arange(len(chosen["train"]))
+        seen = {name: look(extractor, own, few[name], device) for name, own in shown.items()}
         report["inception"] = inception_report(seen, splits, device)
     return report | {"headline": headline(report)}, found
 
