@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,21 +53,23 @@ def find_neighbours(queries: Fabrics, train: Fabrics, device: torch.device) -> N
     again by subtraction, because |a|² + |b|² - 2ab cancels badly for the near copies that matter
     here.
     """
-    found: list[list[Tensor]] = []  # for each batch of queries: index, mirrored, distance, crowd
+    near, crowd = ((len(queries), min(k, len(train))) for k in (KEEP, COPY_NEIGHBOURS))
+    # Whole from the start, see folders.collect.
+    found = [torch.zeros(near, dtype=torch.long), torch.zeros(near, dtype=torch.bool),
+             torch.full(near, math.inf), torch.full(crowd, math.inf)]  # fmt: skip
     steps = -(-len(train) // BANK) * -(-len(queries) // BATCH)
     with tqdm(total=steps, desc=f"Neighbours of {queries.folder.name}") as bar:
         for first, bank in zip(range(0, len(train), BANK), train.in_parts(BANK), strict=True):
             plain, flipped = (as_vectors(own, device) for own in (bank, bank.flip(-1)))
             for batch, pixels in enumerate(queries.in_parts(BATCH)):
+                rows = [own[batch * BATCH :][: len(pixels)] for own in found]
                 nearest = nearest_in(as_vectors(pixels, device), plain, flipped)
                 nearest[0] += first
-                if first:
-                    found[batch] = nearest_of_both(found[batch], nearest)
-                else:
-                    found.append(nearest)
+                for own, best in zip(rows, nearest_of_both(rows, nearest), strict=True):
+                    own.copy_(best)
                 bar.update()
-    index, mirrored, distance, crowd = (torch.cat(column) for column in zip(*found, strict=True))
-    return Neighbours(index, mirrored, distance, crowd.sqrt().mean(1))
+    index, mirrored, distance, squares = found
+    return Neighbours(index, mirrored, distance, squares.sqrt().mean(1))
 
 
 def nearest_in(x: Tensor, plain: Tensor, flipped: Tensor) -> list[Tensor]:
@@ -89,10 +92,10 @@ def nearest_in(x: Tensor, plain: Tensor, flipped: Tensor) -> list[Tensor]:
 
 
 def nearest_of_both(one: list[Tensor], other: list[Tensor]) -> list[Tensor]:
-    """Merge what was found in two banks."""
-    *near, crowd = (torch.cat(pair, 1) for pair in zip(one, other, strict=True))
-    order = near[2].argsort(stable=True)[:, :KEEP]
-    return [*(part.gather(1, order) for part in near), crowd.sort().values[:, :COPY_NEIGHBOURS]]
+    """Merge two findings into one as wide as the first."""
+    *near, squares = (torch.cat(pair, 1) for pair in zip(one, other, strict=True))
+    order = near[2].argsort(stable=True)[:, : one[2].shape[1]]
+    return [*(own.gather(1, order) for own in near), squares.sort().values[:, : one[3].shape[1]]]
 
 
 def as_vectors(pixels: Tensor, device: torch.device) -> Tensor:

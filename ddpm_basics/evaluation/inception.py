@@ -105,28 +105,32 @@ def check_weights(path: Path) -> None:
 
 @torch.no_grad()
 def look(extractor: Any, fabrics: Fabrics, few: NDArray[np.int64], device: torch.device) -> Seen:
-    """Show a folder to Inception, part by part; keep what it says of the images numbered in few."""
+    """Show a folder to Inception, part by part; keep what it says of the images in few, sorted."""
     count, parts = len(fabrics), len(range(0, len(fabrics), SHOWN))
     place = np.argsort(RandomState(SHUFFLE_SEED).permutation(count))  # of each image, shuffled
     ends = np.arange(1, SCORE_PARTS + 1) * count // SCORE_PARTS
     score_part = torch.from_numpy(np.searchsorted(ends, place, side="right"))
     sums: list[Tensor] = []
-    kept = []
+    kept: list[Tensor] = []
     bar = tqdm(fabrics.in_parts(SHOWN), f"Inception on {fabrics.folder.name}", parts)
     for start, pixels in zip(range(0, count, SHOWN), bar, strict=True):
-        features, logits = (layer.cpu() for layer in extractor(pixels.to(device)))
-        new = sum_up(features.double(), logits.double(), score_part[start : start + SHOWN])
-        sums = [old + more for old, more in zip(sums, new, strict=True)] if sums else new
-        rows = few[(few >= start) & (few < start + SHOWN)] - start
-        kept.append((features[rows], logits[rows]))
+        told = [layer.cpu() for layer in extractor(pixels.to(device))]
+        features, logits = (layer.double() for layer in told)
+        own = sum_up(features, logits, score_part[start : start + SHOWN])
+        kept = kept or [layer.new_empty(len(few), layer.shape[1]) for layer in told]
+        sums = sums or [torch.zeros_like(part) for part in own]
+        for whole, part in zip(sums, own, strict=True):
+            whole += part
+        first, last = np.searchsorted(few, [start, start + SHOWN])
+        for rows, layer in zip(kept, told, strict=True):
+            rows[first:last] = layer[few[first:last] - start]
     total, products, classes, information = sums
     mean, sizes = total / count, torch.bincount(score_part, minlength=SCORE_PARTS)
     covariance = (products - count * mean.outer(mean)) / (count - 1)
     marginal = classes / sizes[:, None]
     scores = (information / sizes - torch.special.entr(marginal).neg().sum(1)).exp()
-    features, logits = (torch.cat(column) for column in zip(*kept, strict=True))
     statistics = {"mu": mean.numpy(), "sigma": covariance.numpy()}
-    return Seen(count, statistics, scores.tolist(), features, logits)
+    return Seen(count, statistics, scores.tolist(), *kept)
 
 
 def sum_up(features: Tensor, logits: Tensor, part: Tensor) -> list[Tensor]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm_basics.evaluation.features import Classifier, in_batches
-from ddpm_basics.evaluation.folders import BATCH, Fabrics
+from ddpm_basics.evaluation.folders import BATCH, Fabrics, collect
 from ddpm_basics.evaluation.intervals import BOOTSTRAPS, interval, wilson
 
 Floats = NDArray[np.float64]
@@ -106,16 +106,21 @@ def colour_report(folders: dict[str, Fabrics], rng: Generator) -> dict[str, Any]
     """
     report = {}
     for name, fabrics in folders.items():
-        moments = [channel_moments(part) for part in fabrics.in_parts(BATCH)]
-        mean, power = (torch.cat(column).numpy() for column in zip(*moments, strict=True))
-        n = len(fabrics)
+        n, parts = len(fabrics), map(channel_moments, fabrics.in_parts(BATCH))
+        mean, power = (moments.numpy() for moments in collect(n, parts))
         even = np.full(n, 1 / n)
-        resampled = colour_moments(rng.multinomial(n, even, BOOTSTRAPS // 4) / n, mean, power)
+        resampled = [
+            colour_moments(rng.multinomial(n, even, 1) / n, mean, power)
+            for _ in range(BOOTSTRAPS // 4)
+        ]
         exact = colour_moments(even[None], mean, power)
         report[name] = {
             key: {
                 "rgb": exact[key][0].tolist(),
-                "bootstrap_95": [interval(channel) for channel in resampled[key].T],
+                "bootstrap_95": [
+                    interval(channel)
+                    for channel in np.concatenate([own[key] for own in resampled]).T
+                ],
             }
             for key in exact
         }
