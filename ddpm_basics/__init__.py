@@ -1,7 +1,8 @@
 """What the three exercises stand on. The lesson's own code stands in them; here is the rest.
 
-model          the U-Net and the diffusion process
+model          the U-Net and the diffusion process; `python -m ddpm_basics.model export FILE`
 weight_files   read and written: what they must contain
+export         weights for other tools: safetensors and ONNX
 sampling       noise levels, lists of times, the guess of x_0, three step rules
 steering       half-noised starts, kept regions, pulls, cloth without seams; the perfect memory
 training       one step: random numbers, loss weights, learning rate, average of the weights, norms

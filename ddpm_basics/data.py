@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ddpm_basics.console import UserError, print_list
 from ddpm_basics.datasets import DATA_SETS, describe_data, find_data_set, read_data_set
+from ddpm_basics.fabrics.card import CARD
 from ddpm_basics.fabrics.folder import draw_fabrics
 from ddpm_basics.fabrics.manifest import MANIFEST, read_manifest
 from ddpm_basics.images import (
@@ -176,7 +177,8 @@ def survey_folder(folder: Path, size: int) -> tuple[list[Path], list[Path]]:
     print("Sizes         " + ", ".join(f"{name}: {n}" for name, n in sorted(sizes.items())))
     print("Modes         " + ", ".join(f"{name}: {n}" for name, n in sorted(modes.items())))
     print_counts(label_of(path, folder) for path in good)
-    passed_over.pop(folder / MANIFEST, None)
+    for ours in (MANIFEST, CARD):
+        passed_over.pop(folder / ours, None)
     print_list("Passed over", [f"{path} ({why})" for path, why in passed_over.items()])
     print_list("Smaller than the network's images", tiny)
     print_list("Hardly a picture", dull)

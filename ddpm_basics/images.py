@@ -8,7 +8,7 @@ import os
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,31 +161,49 @@ def read_folder(
     resizing unasked would change what is measured. 1,059 images of 64x64 take 13 MB. Raises
     UserError for a missing folder, too few pictures, broken ones, and mixed sizes.
     """
+    files = list_images(folder, at_least)
+    pixels = np.stack([*decode_all(folder, files, size, channels)])
+    return ImageFolder(folder, files, [label_of(path, folder) for path in files], pixels)
+
+
+def list_images(folder: Path, at_least: int) -> list[Path]:
+    """Return the images of a folder and its subfolders. Raises UserError for too few."""
     files, _ = find_images(folder)
     if len(files) < at_least:
         raise UserError(
             f"{folder} holds {len(files)} images ({KINDS}), and at least {at_least} are needed: "
             "add some, or name another folder."
         )
-    pictures, broken = [], []
+    return files
+
+
+def decode_all(
+    folder: Path, files: Sequence[Path], size: int | None = None, channels: int = 3
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield the pixels (c, h, w) uint8 of one picture after the other.
+
+    Raises UserError, in the end, for broken ones and mixed sizes.
+    """
+    broken, sizes = [], []
     for path in tqdm(files, f"Reading {folder.name}", unit="image", leave=False, delay=2):
         try:
-            pictures.append(np.atleast_3d(np.asarray(decode(path, size, channels))))
+            picture = np.atleast_3d(np.asarray(decode(path, size, channels)))
         except UserError as error:
             broken.append(str(error))
+            continue
+        sizes.append(picture.shape[:2])
+        yield np.ascontiguousarray(picture.transpose(2, 0, 1))
     if broken:
         raise UserError(f"{len(broken)} of {len(files)} images in {folder} are broken: {broken[0]}")
-    check_one_size(files, pictures)
-    pixels = np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2))
-    return ImageFolder(folder, files, [label_of(path, folder) for path in files], pixels)
+    check_one_size(files, sizes)
 
 
-def check_one_size(files: list[Path], pictures: list[NDArray[np.uint8]]) -> None:
-    """Raise UserError that names the first picture of another size than most."""
-    (usual, _), *others = Counter(picture.shape[:2] for picture in pictures).most_common()
+def check_one_size(files: Sequence[Path], sizes: Sequence[tuple[int, ...]]) -> None:
+    """Raise UserError that names the first picture of another size (height, width) than most."""
+    (usual, _), *others = Counter(sizes).most_common()
     if others:
-        odd = next(i for i, picture in enumerate(pictures) if picture.shape[:2] != usual)
-        height, width = pictures[odd].shape[:2]
+        odd = next(i for i, size in enumerate(sizes) if size != usual)
+        height, width = sizes[odd]
         raise UserError(
             f"{files[odd]} has {width}x{height} pixels and most of its folder have "
             f"{usual[1]}x{usual[0]}: remove it, or bring all to one size with "

@@ -3,10 +3,12 @@
 A weight file is one of four, all of them opened as data only: a checkpoint of the library's
 Trainer (its EMA weights count), the bundled file (the same `ema` entry, parameters in fp16, a flat
 `config` and the table of `labels`), the state dict of a GaussianDiffusion, or that of a Unet alone.
+Of safetensors, those that ddpm_basics.export wrote say as much as the bundled file.
 """
 
 from __future__ import annotations
 
+import json
 import pickle
 import pickletools
 import re
@@ -23,6 +25,7 @@ import torch
 from denoising_diffusion_pytorch import GaussianDiffusion
 from denoising_diffusion_pytorch import denoising_diffusion_pytorch as library
 from denoising_diffusion_pytorch.version import __version__ as LIBRARY_VERSION
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ddpm_basics.console import UserError, one_line
@@ -159,6 +162,8 @@ def read_checkpoint(path: Path, mapped: bool = True) -> Any:
         )
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a weight file (.pt).")
+    if path.suffix.lower() == ".safetensors":
+        return read_safetensors(path)
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
@@ -192,6 +197,27 @@ def read_checkpoint(path: Path, mapped: bool = True) -> Any:
             f"{path} is damaged or no PyTorch weight file (one that holds nothing but tensors): "
             "fetch it again, or name another one."
         ) from error
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """Read what ddpm_basics.export wrote, or bare weights, in the form of a checkpoint.
+
+    Raises DamagedFile.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            facts = file.metadata() or {}
+            state = {f"ema_model.{name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        config = dict(json.loads(facts.get("provenance", "{}")))
+        if "image_size" in facts:
+            config["image_size"] = int(facts["image_size"])
+        names = json.loads(facts.get("labels", "[]"))
+    except (SafetensorError, *UNREADABLE) as error:
+        raise DamagedFile(f"{path} is damaged or no safetensors file ({one_line(error)}): fetch it "
+                          "again, or name another one.") from error  # fmt: skip
+    table = {"names": names, "embedding": state.pop("ema_model.label_table", None)}
+    found = {"step": config.get("step"), "version": config.get("library")}
+    return {"ema": state, "labels": table, "config": config, **found}
 
 
 def key_before(path: Path, name: str) -> str:

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT
 from PIL import Image
 
 from ddpm_basics.console import UserError
 from ddpm_basics.fabrics.__main__ import main
+from ddpm_basics.fabrics.card import size_category
 from ddpm_basics.fabrics.colour import encode_srgb, linear_rgb, oklab
 from ddpm_basics.fabrics.drawing import DATA_VERSION, TRADITIONS, render
 from ddpm_basics.fabrics.folder import draw_fabrics, prepare_photographs
@@ -129,7 +131,7 @@ def test_set_is_complete(train_folder, train):
     assert pixels.shape == (1059, 64, 64, 3)
     manifest = read_manifest(train_folder)
     on_disk = {path.relative_to(train_folder).as_posix() for path in train_folder.rglob("*.*")}
-    assert on_disk == {*manifest.traditions, "manifest.json"}
+    assert on_disk == {*manifest.traditions, "manifest.json", "README.md"}
     assert all(file.split("/")[0] == label for file, label in manifest.traditions.items())
     assert (manifest.version, manifest.seed, manifest.split) == (DATA_VERSION, 0, "train")
     assert (manifest.count, manifest.size) == (1059, 64)
@@ -308,6 +310,41 @@ def test_other_settings_in_the_same_folder(run, refused, here, options):
     assert all(manifest[option[2:]] == value for option, value in [options])
     on_disk = {path.relative_to("out").as_posix() for path in Path("out").rglob("*.png")}
     assert on_disk == {*manifest["traditions"], "kente/mine.png"}
+
+
+def test_data_card(run, refused, here):
+    """Its head is what hubs read; it tells how to draw the same; a user's own README.md stays."""
+    run("--output", "out", "--count", 30, "--seed", 5, "--split", "heldout")
+    head, text = (here / "out/README.md").read_text().split("---\n", 2)[1:]
+    card = yaml.safe_load(head)
+    assert (card["license"], card["size_categories"]) == ("mit", ["n<1K"])
+    assert {"unconditional-image-generation", "image-classification"} == {*card["task_categories"]}
+    (files,) = card["configs"][0]["data_files"]
+    assert files["split"] == "test"
+    assert len(list((here / "out").glob(files["path"]))) == 30
+    manifest = manifest_of("out")
+    assert manifest["sha256"] in text
+    assert "fabrics --split heldout --seed 5 --count 30 --size 64" in text
+    for label in set(manifest["traditions"].values()):
+        assert f"| {label} | {30 // 12 + (list(TRADITIONS).index(label) < 30 % 12)} |" in text
+    assert [size_category(n) for n in (999, 1000, 20_000, 10**8)] == [
+        "n<1K", "1K<n<10K", "10K<n<100K", "n>10M"]  # fmt: skip
+
+    (here / "out/README.md").write_text("# mine")
+    for more in ((), ("--force",)):
+        assert run("--output", "out", "--count", 12, "--split", "heldout", *more, "--seed", 6)[
+            0
+        ] == (0 if more else 1)
+        assert (here / "out/README.md").read_text() == "# mine"
+
+
+def test_photographs_get_no_card(run, here):
+    """Nobody here knows their licence; one of drawn fabrics that stood there goes with them."""
+    run("--output", "out", "--count", 12)
+    assert run("--photos", "out", "--output", "prepared")[0] == 0
+    assert not (here / "prepared/README.md").exists()
+    assert run("--photos", "prepared", "--output", "out", "--force")[0] == 0
+    assert not (here / "out/README.md").exists()
 
 
 def test_another_version_of_the_drawings_is_not_mixed_in(run, refused, here, monkeypatch):
@@ -581,7 +618,8 @@ def test_album_that_changed(run, refused, album):
     assert run(*argv, "--force")[0] == 0
     assert read_manifest(Path("out")).count == 6
     assert run("--output", "out", "--count", 12, "--force")[0] == 0
-    assert {path.name for path in Path("out").iterdir()} == {*TRADITIONS, "manifest.json"}
+    assert {path.name for path in Path("out").iterdir()} == {
+        *TRADITIONS, "manifest.json", "README.md"}  # fmt: skip
 
 
 def test_output_inside_or_around_the_album(run, refused, album, monkeypatch):

@@ -21,6 +21,7 @@ ROWS = [  # a room imports from its own row or from one further down
         "trackers",
         "interrupts",
         "weight_files",
+        "export",
         "model",
         "sample_folder",
         "steering",
@@ -93,7 +94,7 @@ def test_arrows_point_down(path):
 def test_no_circles():
     arrows = {room: set() for room in set.union(*ROWS)}
     for path in PACKAGE:
-        if room_of(path):
+        if room_of(path) and path.name != "__main__.py":  # a command, which nothing imports
             arrows[room_of(path)] |= rooms(path) - {room_of(path)}
     assert arrows["checkpoints"] > {"runs"}, "the test has stopped looking"
     while free := [room for room, needs in arrows.items() if not needs]:

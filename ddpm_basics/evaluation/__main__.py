@@ -5,6 +5,7 @@ Takes folders of images, as the field's metric tools do, and knows nothing of ne
     python -m ddpm_basics.evaluation fabrics
     python -m ddpm_basics.evaluation fabrics --heldout african_fabric_heldout
     python -m ddpm_basics.evaluation my_samples --train my_photos --heldout my_other_photos
+    python -m ddpm_basics.evaluation fabrics --inception weights-inception-2015-12-05-6726825d.pth
 
 A falling training loss cannot tell fitting from copying; images that the model never saw can. Every
 figure for the samples therefore stands beside the same figure for held-out fabrics ("the floor":
@@ -14,7 +15,9 @@ how far two sets of real fabrics of the same size are apart by chance). Measured
 2. distances:  sliced Wasserstein, Fréchet and kernel distance, each on reduced pixels, patches,
                fixed random convolutions, and a small tradition classifier trained on the spot;
 3. traditions: their shares among the samples, corrected for the classifier's own errors;
-4. colours:    means and spreads of the three channels.
+4. colours:    means and spreads of the three channels;
+5. with --inception, if you like: FID, KID and the Inception Score, by torch-fidelity. Read in
+   ddpm_basics.evaluation.inception what FID is worth on a thousand images.
 
 Without --heldout, ddpm_basics.fabrics renders 4,000 held-out fabrics, once. 2,000 samples take a
 few minutes on two CPU cores. The numbers go to evaluation.json, the samples most like a training
@@ -44,6 +47,7 @@ from ddpm_basics.evaluation.folders import (
     read_folders,
     split_heldout,
 )  # fmt: skip
+from ddpm_basics.evaluation.inception import inception_report, load_inception, look
 from ddpm_basics.evaluation.intervals import BOOTSTRAPS
 from ddpm_basics.evaluation.report import (
     DEFINITIONS,
@@ -77,6 +81,9 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add("--heldout", type=Path, default=DEFAULT_HELDOUT, metavar="DIR",
         help="folder of images like the training images that no training saw; in the default one "
         f"{HELDOUT_COUNT} fabrics are drawn, once")  # fmt: skip
+    add("--inception", nargs="?", const="", metavar="FILE",
+        help="FID, KID and Inception Score, too, by torch-fidelity (requirements-extras.txt) with "
+        "Inception's weights from a file; fetched where none is named")  # fmt: skip
     add("--output", type=Path, default="evaluation.json", help="all numbers (.json)")
     add("--figure", type=Path, default="evaluation_neighbours.png",
         help="samples above their nearest training images (.png)")  # fmt: skip
@@ -87,9 +94,17 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def evaluate(
-    samples: Fabrics, train: Fabrics, heldout: Fabrics, seed: int, device: torch.device
+    samples: Fabrics,
+    train: Fabrics,
+    heldout: Fabrics,
+    seed: int,
+    device: torch.device,
+    extractor: Any = None,
 ) -> tuple[dict[str, Any], Neighbours]:
-    """Measure everything; return the report, and the training images nearest to the samples."""
+    """Measure everything; return the report, and the training images nearest to the samples.
+
+    extractor: torch-fidelity's Inception, for FID, KID and Inception Score.
+    """
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(5)]
     found = find_neighbours(samples, train, device)
     copies = copy_report(found, find_neighbours(heldout, train, device), streams[0])
@@ -103,10 +118,9 @@ def evaluate(
         traditions = tradition_report(classifier, folders, streams[2], device)
     colours = colour_report(folders, streams[3])
     n = min(PER_SIDE, *(len(own) // 2 for own in folders.values()))
-    chosen = {
-        name: own.at(np.sort(streams[4].permutation(len(own))[: 4 * n]))
-        for name, own in folders.items()
-    }
+    few = {name: np.sort(streams[4].permutation(len(own))[: 4 * n])
+           for name, own in folders.items()}  # fmt: skip
+    chosen = {name: own.at(few[name]) for name, own in folders.items()}
     splits = draw_splits({name: len(own) for name, own in chosen.items()}, n, streams[4])
     spaces = feature_spaces(chosen, classifier, seed, device)
     report = {
@@ -126,6 +140,11 @@ def evaluate(
             "bootstraps": BOOTSTRAPS,
         },
     }
+    if extractor is not None:
+        shown = folders | {"train": chosen["train"]}  # of which no figure is about all
+        few["train"] = np.arange(len(chosen["train"]))
+        seen = {name: look(extractor, own, few[name], device) for name, own in shown.items()}
+        report["inception"] = inception_report(seen, splits, device)
     return report | {"headline": headline(report)}, found
 
 
@@ -136,8 +155,9 @@ def run(options: argparse.Namespace) -> None:
     check_output(options.figure, ".png", may_replace=is_ours(options.figure))
     device = pick_device(options.device)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
+    extractor = None if options.inception is None else load_inception(options.inception, device)
     folders = read_folders(options.samples, options.train, options.heldout)
-    report, found = evaluate(**folders, seed=options.seed, device=device)
+    report, found = evaluate(**folders, seed=options.seed, device=device, extractor=extractor)
     print_report(report)
     rng = np.random.default_rng(options.seed)
     save_figure(options.figure, folders["samples"], folders["train"], found, rng)
@@ -146,6 +166,7 @@ def run(options: argparse.Namespace) -> None:
         "folders": {name: str(own.folder) for name, own in folders.items()},
         "seed": options.seed,
         "device": str(device),
+        "inception_weights": options.inception,
         "definitions": DEFINITIONS,
     }
     seconds = round(time.perf_counter() - started, 1)

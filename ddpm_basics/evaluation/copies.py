@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 from ddpm_basics.evaluation.folders import BATCH, Fabrics
 from ddpm_basics.evaluation.intervals import BOOTSTRAPS, interval, wilson
 
+BANK = 2048  # training images that stand in memory, as floats, at a time
 KEEP = 4  # nearest training images that are measured exactly
 COPY_RATIO = 1 / 3  # a copy is nearer than this times the distance to the second nearest
 COPY_NEIGHBOURS = 50  # training images around a sample, for the second definition of a copy
@@ -47,25 +49,53 @@ def find_neighbours(queries: Fabrics, train: Fabrics, device: torch.device) -> N
     """Find for every query the training images nearest in pixel distance, mirrored ones included.
 
     An image and its mirror image count as one, at the smaller distance. Candidates come from one
-    matrix product per batch; the nearest are then measured again by subtraction, because
-    |a|² + |b|² - 2ab cancels badly for the near copies that matter here.
+    matrix product for BATCH queries and up to BANK training images; the nearest are then measured
+    again by subtraction, because |a|² + |b|² - 2ab cancels badly for the near copies that matter
+    here.
     """
-    plain, flipped = (as_vectors(own, device) for own in (train.pixels, train.pixels.flip(-1)))
+    near, crowd = ((len(queries), min(k, len(train))) for k in (KEEP, COPY_NEIGHBOURS))
+    # Whole from the start, see folders.collect.
+    found = [torch.zeros(near, dtype=torch.long), torch.zeros(near, dtype=torch.bool),
+             torch.full(near, math.inf), torch.full(crowd, math.inf)]  # fmt: skip
+    steps = -(-len(train) // BANK) * -(-len(queries) // BATCH)
+    with tqdm(total=steps, desc=f"Neighbours of {queries.folder.name}") as bar:
+        for first, bank in zip(range(0, len(train), BANK), train.in_parts(BANK), strict=True):
+            plain, flipped = (as_vectors(own, device) for own in (bank, bank.flip(-1)))
+            for batch, pixels in enumerate(queries.in_parts(BATCH)):
+                rows = [own[batch * BATCH :][: len(pixels)] for own in found]
+                nearest = nearest_in(as_vectors(pixels, device), plain, flipped)
+                nearest[0] += first
+                for own, best in zip(rows, nearest_of_both(rows, nearest), strict=True):
+                    own.copy_(best)
+                bar.update()
+    index, mirrored, distance, squares = found
+    return Neighbours(index, mirrored, distance, squares.sqrt().mean(1))
+
+
+def nearest_in(x: Tensor, plain: Tensor, flipped: Tensor) -> list[Tensor]:
+    """Find the nearest of a bank, given plain and mirrored, for vectors x, as on the CPU.
+
+    Returns index, mirrored and distance (n, KEEP), and the squares of the COPY_NEIGHBOURS smallest
+    distances, each by matrix product.
+    """
     squares = plain.square().sum(1)
-    parts = []
-    for start in tqdm(range(0, len(queries), BATCH), f"Neighbours of {queries.folder.name}"):
-        x = as_vectors(queries.pixels[start : start + BATCH], device)
-        both = torch.stack([squares - 2 * (x @ bank.T) for bank in (plain, flipped)])
-        squared, mirrored = both.min(0)  # (batch, train), less |x|²
-        squared = (squared + x.square().sum(1, keepdim=True)).clamp(min=0) / x.shape[1]
-        crowd, index = squared.topk(min(COPY_NEIGHBOURS, len(train)), largest=False)
-        index = index[:, :KEEP]
-        mirrored = mirrored.gather(1, index).bool()
-        images = torch.where(mirrored[..., None], flipped[index], plain[index])
-        distance, order = (images - x[:, None]).square().mean(-1).sqrt().sort(stable=True)
-        found = (index.gather(1, order), mirrored.gather(1, order), distance, crowd.sqrt().mean(1))
-        parts.append([part.cpu() for part in found])
-    return Neighbours(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    both = torch.stack([squares - 2 * (x @ bank.T) for bank in (plain, flipped)])
+    squared, mirrored = both.min(0)  # (n, bank), less |x|²
+    squared = (squared + x.square().sum(1, keepdim=True)).clamp(min=0) / x.shape[1]
+    crowd, index = squared.topk(min(COPY_NEIGHBOURS, len(plain)), largest=False)
+    index = index[:, :KEEP]
+    mirrored = mirrored.gather(1, index).bool()
+    images = torch.where(mirrored[..., None], flipped[index], plain[index])
+    distance, order = (images - x[:, None]).square().mean(-1).sqrt().sort(stable=True)
+    found = (index.gather(1, order), mirrored.gather(1, order), distance, crowd)
+    return [part.cpu() for part in found]
+
+
+def nearest_of_both(one: list[Tensor], other: list[Tensor]) -> list[Tensor]:
+    """Merge two findings into one as wide as the first."""
+    *near, squares = (torch.cat(pair, 1) for pair in zip(one, other, strict=True))
+    order = near[2].argsort(stable=True)[:, : one[2].shape[1]]
+    return [*(own.gather(1, order) for own in near), squares.sort().values[:, : one[3].shape[1]]]
 
 
 def as_vectors(pixels: Tensor, device: torch.device) -> Tensor:

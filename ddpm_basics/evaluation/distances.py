@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,19 @@ def frechet_distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -
     cross = torch.linalg.eigvalsh(root @ covariance_2 @ root).clamp(min=0).sqrt().sum()
     squared = (mean_1 - mean_2).square().sum() + covariance_1.trace() + covariance_2.trace()
     return max(0.0, float(squared - 2 * cross))
+
+
+def frechet_of_points(x: Tensor, y: Tensor) -> float:
+    """Squared Fréchet distance between the Gaussian fits of points x (N, d) and y (M, d).
+
+    What frechet_distance gives, faster where points are fewer than dimensions: the eigenvalues of
+    S1 S2 are the squared singular values of A Bᵀ, for S1 = AᵀA and S2 = BᵀB.
+    """
+    x, y = x.double(), y.double()
+    a = (x - x.mean(0)) / math.sqrt(len(x) - 1)
+    b = (y - y.mean(0)) / math.sqrt(len(y) - 1)
+    squared = (x.mean(0) - y.mean(0)).square().sum() + a.square().sum() + b.square().sum()
+    return max(0.0, float(squared - 2 * torch.linalg.svdvals(a @ b.T).sum()))
 
 
 def kernel_matrix(x: Tensor, y: Tensor) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ddpm_basics.evaluation.folders import BATCH, Fabrics
+from ddpm_basics.evaluation.folders import BATCH, Fabrics, collect
 
 PATCHES = 8  # patches taken from every image
 PATCH_SIDE = 5  # pixels
@@ -197,11 +197,13 @@ def in_batches(
     *more: Tensor,
 ) -> Tensor:
     """Apply function(images in [0, 1], more of each) batch by batch; the results, on the CPU."""
-    parts = []
-    for start in tqdm(range(0, len(fabrics), BATCH), title, leave=False):
-        x, *rest = (own[start : start + BATCH].to(device) for own in (fabrics.pixels, *more))
-        parts.append(function(x.float() / 255, *rest).cpu())
-    return torch.cat(parts)
+
+    def parts() -> Iterator[list[Tensor]]:
+        for start in tqdm(range(0, len(fabrics), BATCH), title, leave=False):
+            x, *rest = (own[start : start + BATCH].to(device) for own in (fabrics.pixels, *more))
+            yield [function(x.float() / 255, *rest).cpu()]
+
+    return collect(len(fabrics), parts())[0]
 
 
 def standardise(features: dict[str, Tensor]) -> dict[str, Tensor]:

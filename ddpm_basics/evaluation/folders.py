@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ddpm_basics.console import UserError
 from ddpm_basics.fabrics.drawing import IMAGE_SIZE
 from ddpm_basics.fabrics.folder import draw_fabrics
 from ddpm_basics.fabrics.manifest import read_manifest
-from ddpm_basics.images import read_folder
+from ddpm_basics.images import decode_all, label_of, list_images
 
 DEFAULT_TRAIN = Path("african_fabric_processed")
 DEFAULT_HELDOUT = Path("african_fabric_evaluation")  # drawn here, apart from the user's own
@@ -28,6 +28,30 @@ MINIMUM_PER_LABEL = 10  # held-out images of a tradition, half of which train th
 CLASSIFIER_IMAGES = 2000  # held-out fabrics that train the classifier (at most half of the folder)
 SMALLEST_SIDE, LARGEST_SIDE = 24, 256  # pixels; the features are made for small pictures
 BATCH = 256  # images at a time on the device
+IN_MEMORY = 10_000  # images of a folder; those of a larger one stay in their files
+
+
+@dataclass(frozen=True)
+class PixelsOnDisk:
+    """Pixels (N, 3, H, W) uint8 that are decoded when they are asked for, a few at a time."""
+
+    folder: Path
+    files: Sequence[Path]
+    shape: tuple[int, int, int, int]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, chosen: slice | Iterable[int]) -> Tensor:
+        """Decode some of the images: (n, 3, H, W)."""
+        files = self.files[chosen] if isinstance(chosen, slice) else [self.files[i] for i in chosen]
+        return torch.from_numpy(np.stack([*decode_all(self.folder, files)]))
+
+    def at(self, chosen: Sequence[int]) -> Tensor | PixelsOnDisk:
+        """Choose images: decoded where they are few enough to be kept."""
+        files = [self.files[i] for i in chosen]
+        some = PixelsOnDisk(self.folder, files, (len(files), *self.shape[1:]))
+        return some if len(some) > IN_MEMORY else some[:]
 
 
 @dataclass(frozen=True)
@@ -36,7 +60,7 @@ class Fabrics:
 
     folder: Path
     labels: list[str]
-    pixels: Tensor
+    pixels: Tensor | PixelsOnDisk
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -44,11 +68,35 @@ class Fabrics:
     def at(self, indices: Iterable[int]) -> Fabrics:
         """Return the images at these indices."""
         chosen = [int(i) for i in indices]
-        return Fabrics(self.folder, [self.labels[i] for i in chosen], self.pixels[chosen])
+        own = self.pixels
+        pixels = own.at(chosen) if isinstance(own, PixelsOnDisk) else own[chosen]
+        return Fabrics(self.folder, [self.labels[i] for i in chosen], pixels)
+
+    def in_parts(self, size: int) -> Iterator[Tensor]:
+        """Yield the pixels (up to `size`, 3, H, W) part by part, all of them in order."""
+        return (self.pixels[start : start + size] for start in range(0, len(self), size))
 
     def fingerprints(self) -> list[bytes]:
         """Return a digest of every image's pixels."""
-        return [hashlib.sha256(image.numpy().tobytes()).digest() for image in self.pixels]
+        images = (image for part in self.in_parts(BATCH) for image in part)
+        return [hashlib.sha256(image.numpy().tobytes()).digest() for image in images]
+
+
+def collect(count: int, parts: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+    """Join tensors along their rows, `count` in all, in memory that is there from the start.
+
+    Small results that come to lie between large batches leave holes in which no later batch finds
+    room: after 50,000 images those were 2 GB.
+    """
+    whole: list[Tensor] = []
+    start = 0
+    for part in parts:
+        whole = whole or [own.new_empty(count, *own.shape[1:]) for own in part]
+        stop = start + len(part[0])
+        for own, new in zip(whole, part, strict=True):
+            own[start:stop] = new
+        start = stop
+    return whole
 
 
 def read_folders(samples: Path, train: Path, heldout: Path) -> dict[str, Fabrics]:
@@ -68,8 +116,9 @@ def read_fabrics(folder: Path, like: Fabrics | None = None) -> Fabrics:
     Raises UserError for too few images, sizes that are mixed or unsuitable, and other sizes than
     those in `like`.
     """
-    images = read_folder(folder, at_least=MINIMUM_IMAGES)
-    height, width = images.pixels.shape[2:]
+    files = list_images(folder, MINIMUM_IMAGES)
+    pixels = read_pixels(folder, files)
+    height, width = pixels.shape[2:]
     if min(height, width) < SMALLEST_SIDE or max(height, width) > LARGEST_SIDE:
         raise UserError(
             f"The images in {folder} have {width}x{height} pixels, and {SMALLEST_SIDE} to "
@@ -83,7 +132,19 @@ def read_fabrics(folder: Path, like: Fabrics | None = None) -> Fabrics:
             f"only equal sizes can be compared, so prepare {folder} anew "
             f"('python -m ddpm_basics.fabrics --size {h} --output ANOTHER_FOLDER')."
         )
-    return Fabrics(folder, images.labels, torch.from_numpy(images.pixels))
+    return Fabrics(folder, [label_of(path, folder) for path in files], pixels)
+
+
+def read_pixels(folder: Path, files: Sequence[Path]) -> Tensor | PixelsOnDisk:
+    """Decode every image, to see that it is sound; keep them where they are few enough.
+
+    Raises UserError.
+    """
+    pictures = decode_all(folder, files)
+    if len(files) <= IN_MEMORY:
+        return torch.from_numpy(np.stack([*pictures]))
+    sizes = [picture.shape for picture in pictures]
+    return PixelsOnDisk(folder, files, (len(files), *sizes[0]))
 
 
 def find_train(folder: Path) -> Path:

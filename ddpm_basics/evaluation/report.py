@@ -20,6 +20,7 @@ from ddpm_basics.images import tile
 
 TOOL = "ddpm_basics.evaluation"  # stands in what it writes, so that it replaces nothing else
 OUR_TOOLS = (TOOL, "evaluate_fabrics.py")  # the latter in older files
+HEADER = f"  {'':<33}{'samples':>11}{'train':>11}{'floor':>11}   ratio to floor"
 DEFINITIONS = {
     "floor": "the same figure for held-out images, against other held-out ones (copies: against "
     "the training images), so what real fabrics show by chance",
@@ -83,6 +84,8 @@ def print_report(report: dict[str, Any]) -> None:
     if report["traditions"]:
         print_traditions(report["traditions"])
     print_colours(report["colours"])
+    if "inception" in report:
+        print_inception(report["inception"], report["sizes"]["per_side"])
     print_headline(report["headline"])
 
 
@@ -108,13 +111,35 @@ def print_copies(copies: dict[str, Any]) -> None:
 def print_distances(distances: dict[str, Any], n: int) -> None:
     """Print the table of distances."""
     print(f"\nDistances to held-out images, {n} against {n}, mean of {SPLITS} random splits")
-    print(f"  {'':<33}{'samples':>11}{'train':>11}{'floor':>11}   ratio to floor")
+    print(HEADER)
     for space, measures in distances.items():
         for measure, row in measures.items():
-            name = f"{space}, {measure.replace('_', ' ')}"
-            values = "".join(f"{row[pair]['value']:>11.3g}" for pair in SOURCES)
-            ratio, (low, high) = row["samples_over_floor"].values()
-            print(f"  {name:<33}{values}   {ratio:5.2f}  ({low:.2f} to {high:.2f})")
+            print_distance(f"{space}, {measure.replace('_', ' ')}", row)
+
+
+def print_distance(name: str, row: dict[str, Any]) -> None:
+    """Print a distance of the samples and of the training images beside its floor."""
+    values = "".join(f"{row[pair]['value']:>11.3g}" for pair in SOURCES)
+    ratio, (low, high) = row["samples_over_floor"].values()
+    print(f"  {name:<33}{values}   {ratio:5.2f}  ({low:.2f} to {high:.2f})")
+
+
+def print_inception(found: dict[str, Any], n: int) -> None:
+    """Print FID, KID and the Inception Score."""
+    print(f"\nBy Inception's features and classes, {n} against {n}, mean of {SPLITS} random splits")
+    print(HEADER)
+    for name, row in found["distances"].items():
+        print_distance(name.upper(), row)
+    scores = "".join(f"{found['inception_score'][pair]['value']:>11.3g}" for pair in SOURCES)
+    low, high = found["inception_score"]["samples"]["interval_95"]
+    print(f"  {'Inception Score':<33}{scores}   samples {low:.3g} to {high:.3g}")
+    row = found["all"]
+    print(
+        f"  All {row['samples']} samples, {row['heldout']} held-out images: FID {row['fid']:.4g}, "
+        f"KID {row['kid']:.3g} ± {row['kid_spread']:.2g},\n"
+        f"  Inception Score {row['inception_score']:.3g} ± {row['inception_score_spread']:.2g}. "
+        "FID hangs on these numbers: compare equal ones."
+    )
 
 
 def print_traditions(traditions: dict[str, Any]) -> None:

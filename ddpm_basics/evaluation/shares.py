@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ddpm_basics.evaluation.features import Classifier, in_batches
-from ddpm_basics.evaluation.folders import Fabrics
+from ddpm_basics.evaluation.folders import BATCH, Fabrics, collect
 from ddpm_basics.evaluation.intervals import BOOTSTRAPS, interval, wilson
 
 Floats = NDArray[np.float64]
@@ -105,19 +106,31 @@ def colour_report(folders: dict[str, Fabrics], rng: Generator) -> dict[str, Any]
     """
     report = {}
     for name, fabrics in folders.items():
-        flat, n = fabrics.pixels.flatten(2).double() / 255, len(fabrics)
-        mean, power = flat.mean(2).numpy(), flat.square().mean(2).numpy()  # (N, 3) each
+        n, parts = len(fabrics), map(channel_moments, fabrics.in_parts(BATCH))
+        mean, power = (moments.numpy() for moments in collect(n, parts))
         even = np.full(n, 1 / n)
-        resampled = colour_moments(rng.multinomial(n, even, BOOTSTRAPS // 4) / n, mean, power)
+        resampled = [
+            colour_moments(rng.multinomial(n, even, 1) / n, mean, power)
+            for _ in range(BOOTSTRAPS // 4)
+        ]
         exact = colour_moments(even[None], mean, power)
         report[name] = {
             key: {
                 "rgb": exact[key][0].tolist(),
-                "bootstrap_95": [interval(channel) for channel in resampled[key].T],
+                "bootstrap_95": [
+                    interval(channel)
+                    for channel in np.concatenate([own[key] for own in resampled]).T
+                ],
             }
             for key in exact
         }
     return report
+
+
+def channel_moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and mean squares (N, 3) of the channels of images (N, 3, H, W) uint8, as 0 to 1."""
+    flat = pixels.flatten(2).double() / 255
+    return flat.mean(2), flat.square().mean(2)
 
 
 def colour_moments(weights: Floats, mean: Floats, power: Floats) -> dict[str, Floats]:

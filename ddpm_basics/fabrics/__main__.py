@@ -5,7 +5,8 @@
     python -m ddpm_basics.fabrics --photos my_photographs       # your own pictures instead
 
 Writes FOLDER/<tradition>/NNNN.png and FOLDER/manifest.json, which names the seed, every image's
-tradition and a checksum over all pixels. The same command again finds the folder complete and does
+tradition and a checksum over all pixels; FOLDER/README.md is a data card, so that a drawn folder
+can be uploaded to a hub as it is. The same command again finds the folder complete and does
 nothing, or adds what an interrupted run left out.
 """
 

@@ -21,6 +21,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ddpm_basics.console import UserError, duration, print_list
+from ddpm_basics.fabrics.card import CARD, is_card, write_card
 from ddpm_basics.fabrics.drawing import DATA_VERSION, IMAGE_SIZE, TRADITIONS, render
 from ddpm_basics.fabrics.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from ddpm_basics.files import check_folder, remove_leftovers
@@ -114,6 +115,8 @@ def complete(
             raise UserError(f"{output / min(lost)} cannot be read back: is the disk all right?")
         manifest = replace(plan, sha256=checksum, pixels=pixels, broken=broken)
         write_manifest(output, manifest)
+    if manifest.photos is None:
+        write_card(output, manifest)
     new = len(manifest.pixels) - len(before)
     took = duration(time.perf_counter() - started)
     print(f"{output} is complete: {len(manifest.pixels)} images, {new} of them new ({took}).")
@@ -131,6 +134,8 @@ def claim(output: Path, plan: Manifest, force: bool) -> Manifest:
             return old
         raise UserError(f"{output} holds {old}: choose another --output, or replace with --force.")
     ours = {MANIFEST, *old.traditions} if old else set()
+    if is_card(output / CARD):
+        ours.add(CARD)
     inside = [path for path in output.rglob("*") if path.is_file() and path.name[0] != "."]
     others = {path.relative_to(output).as_posix() for path in inside} - ours
     if others and not force:
@@ -151,7 +156,7 @@ def claim(output: Path, plan: Manifest, force: bool) -> Manifest:
 
 def remove_pictures(output: Path, manifest: Manifest) -> None:
     """Remove the files that the manifest lists, then the folders that are empty without them."""
-    for file in manifest.traditions:
+    for file in [*manifest.traditions, *([CARD] if is_card(output / CARD) else [])]:
         (output / file).unlink(missing_ok=True)
     for folder in {(output / file).parent for file in manifest.traditions}:
         remove_leftovers(folder)

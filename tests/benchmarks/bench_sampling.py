@@ -17,7 +17,7 @@ training_results/reference/bench_sampling.json, the slowest machine first.
 The unit is one evaluation of the network for one image. Nearly all of it are convolutions, so the
 limit is the rate at which this machine convolves: that of the network's own convolutions, each with
 the input that it gets, in a loop of nothing else. --engines asks one evaluation of eight images of
-the engines, too (pip install onnx onnxscript onnxruntime openvino), all in fp32.
+the engines, too (requirements-extras.txt, and pip install openvino), all in fp32.
 """
 
 import os
@@ -39,6 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 import exercise1_generate as exercise1  # noqa: E402
 from ddpm_basics import hardware  # noqa: E402
 from ddpm_basics.console import new_parser  # noqa: E402
+from ddpm_basics.export import write_onnx  # noqa: E402
 from ddpm_basics.files import read_json, write_json  # noqa: E402
 from ddpm_basics.model import build_diffusion  # noqa: E402
 from ddpm_basics.options import DEVICES, PRECISIONS, default_weights  # noqa: E402
@@ -119,13 +120,15 @@ def convolution_rate(weights, device, precision):
     return counter.get_total_flops() / min(timed(convolve, device) for _ in range(5))
 
 
-def start_engines(network, x_t, t, folder):
+def start_engines(diffusion, x_t, t, folder):
     """Export a network; return {engine: a call that evaluates it in fp32}."""
     import onnxruntime
     import openvino
 
-    path, inputs = f"{folder}/network.onnx", {"x_t": x_t.numpy(), "t": t.numpy()}
-    torch.onnx.export(network, (x_t, t), path, input_names=[*inputs], dynamo=True, verbose=False)
+    path, inputs = Path(folder, "network.onnx"), {"x_t": x_t.numpy(), "t": t.numpy()}
+    write_onnx(diffusion, path, {})
+    if diffusion.label_names:
+        inputs["label"] = torch.full_like(t, -1).numpy()
     threads, options = torch.get_num_threads(), onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options)
@@ -152,7 +155,7 @@ def time_engines(weights):
 
     add("stock", lambda: network(x_t, t))
     with tempfile.TemporaryDirectory() as folder:
-        for name, call in start_engines(network, x_t, t, folder).items():
+        for name, call in start_engines(diffusion, x_t, t, folder).items():
             add(name, call)
     # Not before the others: it tells the C library to keep freed memory, which helps stock, too.
     hardware.prepare_to_sample(diffusion, cpu, "fp32")
