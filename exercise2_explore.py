@@ -11,6 +11,7 @@
 #     "imageio-ffmpeg>=0.5.1",
 #     "numpy>=1.26",
 #     "pillow>=10.1",
+#     "safetensors>=0.4.3",
 #     "tqdm>=4.66.1",
 # ]
 # ///
@@ -18,7 +19,6 @@
 
     python exercise2_explore.py                     all parts, 15 to 20 minutes on two cores
     python exercise2_explore.py --part c d          some of them; these two take seconds
-    python exercise2_explore.py --part b --seed 7   another fabric
     python exercise2_explore.py --part inpainting_demo --picture my.jpg --mask keep.png
 
     a  the same noise, drawn in more and more steps     exercise2_sampling_comparison.png

@@ -10,6 +10,7 @@
 #     "imageio>=2.34",
 #     "numpy>=1.26",
 #     "pillow>=10.1",
+#     "safetensors>=0.4.3",
 #     "tqdm>=4.66.1",
 # ]
 # ///

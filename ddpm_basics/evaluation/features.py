@@ -122,9 +122,8 @@ def train_classifier(
     seed: int,
     device: torch.device,
     spoil: Callable[[Tensor], Tensor] | None = None,
-    steps: int = CLASSIFIER_STEPS,
 ) -> Classifier:
-    """Train on labelled images for so many batches of 64, mirrored and shifted at random.
+    """Train on labelled images for CLASSIFIER_STEPS batches of 64, mirrored and shifted at random.
 
     spoil: what else is done to the images (n, 3, H, W) in [0, 1] of a batch. The same seed gives
     the same network on the same device.
@@ -136,9 +135,9 @@ def train_classifier(
     model.to(device).to(memory_format=torch.channels_last)
     targets = torch.tensor([model.names.index(label) for label in fabrics.labels])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, CLASSIFIER_STEPS)
     order = torch.empty(0, dtype=torch.long)
-    for _ in tqdm(range(steps), "Training the classifier"):
+    for _ in tqdm(range(CLASSIFIER_STEPS), "Training the classifier"):
         if len(order) < 64:
             order = torch.cat([order, torch.randperm(len(fabrics), generator=generator)])
         chosen, order = order[:64], order[64:]

@@ -25,6 +25,7 @@ from measure_labels import CPU, recognised  # noqa: E402
 from tqdm.auto import tqdm  # noqa: E402
 
 from ddpm_basics.console import new_parser  # noqa: E402
+from ddpm_basics.evaluation import features  # noqa: E402
 from ddpm_basics.evaluation.distances import distance_report, draw_splits  # noqa: E402
 from ddpm_basics.evaluation.features import feature_spaces, train_classifier  # noqa: E402
 from ddpm_basics.evaluation.folders import Fabrics, read_fabrics  # noqa: E402
@@ -191,6 +192,7 @@ def compare(diffusion, names, int8, heldout, classifier, folder):
 def main(argv=None):
     """Draw, judge, write."""
     options = parse_options(argv)
+    features.CLASSIFIER_STEPS = CLASSIFIER_STEPS
     diffusion, facts = load_weights(WEIGHTS)
     names = list(facts.labels)
     unseen = options.folder / "heldout"
@@ -200,7 +202,7 @@ def main(argv=None):
     order = rng.permutation(len(fabrics))
     learned = cut(fabrics.at(order[: 3 * len(order) // 4]), SQUARES, rng)
     measured = cut(fabrics.at(order[3 * len(order) // 4 :]), 1, rng)
-    classifier = train_classifier(learned, 0, CPU, steps=CLASSIFIER_STEPS)
+    classifier = train_classifier(learned, 0, CPU)
     record = {
         "weights": file_digest(WEIGHTS), "images": options.images, "steps": STEPS, "seed": SEED,
         "hardware": describe(CPU), "heldout": recognised(classifier, measured), "rows": [],
