@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import errno
+import gc
 import importlib
 import io
 import math
@@ -82,6 +84,8 @@ def run_command(work: Callable[[], None], after_interrupt: str, if_memory_ends: 
 
     after_interrupt says what Ctrl-C leaves behind, if_memory_ends what to type instead.
     """
+    # When Python ends it need not look through the million objects of PyTorch: a second less.
+    atexit.register(gc.freeze)
     try:
         work()
     except UserError as error:
