@@ -273,6 +273,7 @@ def start(options: argparse.Namespace, team: Accelerator) -> Run:
 def train(options: argparse.Namespace) -> None:
     """Train, log, sample and save until the last step, a signal, or trouble."""
     checkpoints.check_outputs(options)
+    trackers.check_tracker(options.log_with)
     device = pick_device(options.device)
     # What the environment or `accelerate config` says of precision and compiler does not count.
     team = Accelerator(cpu=device.type == "cpu", mixed_precision="no", dynamo_backend="no",
@@ -287,9 +288,8 @@ def train(options: argparse.Namespace) -> None:
 
     network = LabelledUnet(run.diffusion)
     wanted = options.compile == "on" or (options.compile is None and device.type == "cuda")
-    some = slice(0, run.share)
     compiled = wanted and training.compile_checked(
-        network, lambda: loss_of_rows(run, network, run.numbers(1), some), run.say
+        network, lambda: loss_of_rows(run, network, run.numbers(1), slice(0, run.share)), run.say
     )
     network = team.prepare_model(network)
     runs.start_records(run, compiled)

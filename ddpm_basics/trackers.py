@@ -20,7 +20,27 @@ from ddpm_basics.losses import log_row, read_losses
 from ddpm_basics.runs import Run
 
 PROJECT = "ddpm_basics"  # at W&B; below the results folder for TensorBoard
+READER = "tensorboard.backend.event_processing.event_accumulator"
 NOTE = "wandb.json"  # under which name W&B knows the run
+
+
+def check_tracker(kind: str | None) -> None:
+    """Raise UserError where --log-with names a tracker that cannot be had."""
+    if kind == "tensorboard":
+        import_extra(READER, "tensorboard")
+    if kind == "wandb" and not is_offline(wandb := import_extra("wandb", "wandb")):
+        try:
+            wandb.login()
+        except wandb.Error as error:
+            raise UserError(
+                f"Weights & Biases cannot be reached ({one_line(error)}): give it your key with "
+                "'wandb login', or set WANDB_MODE=offline to log into a folder."
+            ) from None
+
+
+def is_offline(wandb: Any) -> bool:
+    """Tell whether W&B logs into a folder only."""
+    return wandb.setup().settings.mode in ("offline", "dryrun")
 
 
 @contextmanager
@@ -57,7 +77,7 @@ def start_tensorboard(run: Run, settings: dict[str, Any]) -> int:
     checkpoint of its step.
     """
     folder, told = run.options.results_dir / PROJECT, 0
-    reader = import_extra("tensorboard.backend.event_processing.event_accumulator", "tensorboard")
+    reader = import_extra(READER, "tensorboard")
     if folder.is_dir():
         past = reader.EventAccumulator(str(folder), {"images": 1}).Reload()
         told = past.Scalars("loss")[-1].step if "loss" in past.Tags()["scalars"] else 0
@@ -67,7 +87,7 @@ def start_tensorboard(run: Run, settings: dict[str, Any]) -> int:
 
 
 def start_wandb(run: Run, settings: dict[str, Any]) -> int:
-    """Start W&B; return the last step that it knows. Raises UserError without a key.
+    """Start W&B; return the last step that it knows.
 
     Its server knows the steps of a run of this name. Without it, a killed process leaves next to
     nothing in its file, so each start begins a new one with the whole past, and the same name:
@@ -81,15 +101,8 @@ def start_wandb(run: Run, settings: dict[str, Any]) -> int:
     note = read_json(folder / NOTE) if run.step else None
     name = (note or {}).get("id") or secrets.token_hex(4)
     write_json(folder / NOTE, {"id": name})
-    offline = wandb.setup().settings.mode in ("offline", "dryrun")
-    more = {"id": name, "dir": str(folder), "resume": None if offline else "allow"}
-    try:
-        team.init_trackers(PROJECT, settings, {"wandb": more})
-    except wandb.Error as error:
-        raise UserError(
-            f"Weights & Biases cannot be reached ({one_line(error)}): give it your key with 'wandb "
-            "login', or set WANDB_MODE=offline to log into a folder."
-        ) from None
+    more = {"id": name, "dir": str(folder), "resume": None if is_offline(wandb) else "allow"}
+    team.init_trackers(PROJECT, settings, {"wandb": more})
     return int(wandb.run.step) - 1 if wandb.run.resumed else 0
 
 
