@@ -122,6 +122,7 @@ def load_weights(
             f"{path} holds no U-Net of denoising-diffusion-pytorch 2.x, or one that was changed "
             f"({one_line(error)})."
         ) from error
+    data_set = config.get("data_set")
     facts = Facts(
         kind=kind,
         step=step if isinstance(step := checkpoint.get("step"), int) else None,
@@ -129,9 +130,7 @@ def load_weights(
         labels=labels,
         assumed=tuple(name for name in ASSUMED if name not in typed | stated),
         parameters=sum(weight.numel() for weight in diffusion.model.parameters()),
-        subject=f"images of {one_line(name, 40)}"
-        if (name := config.get("data_set"))
-        else "fabrics",
+        subject=f"images of {one_line(data_set, 40)}" if data_set else "fabrics",
         **shape,
         **process,
     )

@@ -149,7 +149,14 @@ def take_turns(args, planned):
         for name, variant in planned.items():
             variants[name] = start_variant(args, variant)
             started = time.perf_counter()
-            take(variants[name], args.warm_up)
+            try:
+                take(variants[name], args.warm_up)
+            except (EOFError, ConnectionError):
+                if not variant.compiled:  # a compiler may fail, and has said why
+                    raise
+                print(f"{name}: left out", flush=True)
+                del variants[name]
+                continue
             warm_up[name] = time.perf_counter() - started
             print(f"{name}: start and warm-up took {warm_up[name]:.1f} s", flush=True)
         for number in range(args.rounds):
