@@ -237,7 +237,8 @@ def part_e(lab: Lab, path: Path) -> dict[str, Any]:
             j = (i + 1) % MORPH_FABRICS
             for part in fractions.split(BATCH_SIZE[lab.device.type]):
                 x_T = torch.stack([sampling.slerp(noise[i], noise[j], f) for f in part])
-                told = None if labels is None else torch.lerp(labels[i], labels[j], part[:, None])
+                weight = part[:, None].to(lab.device)
+                told = None if labels is None else torch.lerp(labels[i], labels[j], weight)
                 ask = partial(guess, lab, told, GUIDANCE)
                 drawn.append(draw(lab, "dpmpp", x_T, ask, SHORT_STEPS, bar))
     frames = torch.cat(drawn)
