@@ -15,7 +15,7 @@
 """Exercise 1 (execute): draw new fabrics from noise with a trained diffusion model.
 
     python exercise1_generate.py                                 16 fabrics, 20 steps each
-    python exercise1_generate.py --label kente --guidance 3      of one tradition, and more of it
+    python exercise1_generate.py --label kente --guidance 3      one tradition, exaggerated
     python exercise1_generate.py --label none                    whatever comes, in half the time
     python exercise1_generate.py --seed 7 --num-samples 36       others, and more of them
     python exercise1_generate.py --sampler ddim --steps 250      the classic way, slower
@@ -129,11 +129,14 @@ def claim_outputs(options: argparse.Namespace, facts: Facts, precision: str) -> 
     """Refuse, before any work, what cannot be written or would mix images of two settings."""
     check_output(options.output, ".png", may_replace=str(options.output) == OUTPUT)
     if options.samples_dir:
-        keys = ("labels", "guidance", "sampler", "steps", "seed")
-        settings = {key: getattr(options, key) for key in keys}
-        settings |= {"image_size": facts.image_size, "precision": precision}
-        settings |= {"objective": facts.objective, "schedule": facts.schedule}
-        claim_folder(options.samples_dir, {"weights": file_digest(options.weights), **settings})
+        typed = ("labels", "guidance", "sampler", "steps", "seed")
+        settings = {
+            "weights": file_digest(options.weights),
+            **{key: getattr(options, key) for key in typed},
+            "image_size": facts.image_size, "precision": precision,
+            "objective": facts.objective, "schedule": facts.schedule,
+        }  # fmt: skip
+        claim_folder(options.samples_dir, settings)
     elif options.num_samples > GRID_LIMIT:
         raise UserError(
             f"The grid holds {GRID_LIMIT} images at most: name a folder for all "
@@ -175,8 +178,7 @@ def generate(options: argparse.Namespace) -> None:
     choose_labels(options, facts.labels, LABEL, GUIDANCE)
     if team.is_main_process:
         print(facts.describe(options.weights))
-        print(f"{setting(options)}, on {describe(device)} in {precision} "
-              "(the classic way: --sampler ddim --steps 250)")  # fmt: skip
+        print(f"{setting(options)}, on {describe(device)} in {precision}")
         claim_outputs(options, facts, precision)
     team.wait_for_everyone()
 
@@ -196,7 +198,7 @@ def report(options: argparse.Namespace, drawn: int, seconds: float) -> None:
     """Say what was written and how long it took."""
     if drawn < options.num_samples:
         there = options.num_samples - drawn
-        print(f"{there} of the images were there already, drawn by an earlier run.")
+        print(f"{there} images of an earlier run were kept.")
     folder = f" and {drawn} images in {options.samples_dir}" if options.samples_dir else ""
     print(f"Wrote {options.output}{folder} in {duration(seconds)}.")
 

@@ -17,7 +17,7 @@
 # ///
 """Exercise 2 (modify): take the diffusion process apart and look at every piece.
 
-    python exercise2_explore.py                     all parts, 15 to 20 minutes on two cores
+    python exercise2_explore.py                     all parts, 10 to 20 minutes on two cores
     python exercise2_explore.py --part c d          some of them; these two take seconds
     python exercise2_explore.py --part inpainting_demo --picture my.jpg --mask keep.png
 
@@ -31,7 +31,7 @@
        by a classifier, to cloth without seams          classifier_demo.png, tile_demo.png
     g  the perfect memory, which needs no network       ideal_denoiser_demo.png
 
-Beside each figure stands a .json of the same name with the numbers in it. Parts c, d and f take a
+Each figure comes with a .json file of the same name that holds its numbers. Parts c, d and f take a
 fabric from the data folder, or --picture; where there is none, one that the network has drawn.
 """
 
@@ -56,7 +56,7 @@ from tqdm.auto import tqdm
 from ddpm_basics import data, figures, hardware, sampling, steering
 from ddpm_basics.console import duration, run_command
 from ddpm_basics.fabrics.drawing import TRADITIONS
-from ddpm_basics.files import check_folder, write_json
+from ddpm_basics.files import check_folder, files_like, write_json
 from ddpm_basics.images import decode, find_images, from_picture, save_picture, to_picture
 from ddpm_basics.model import build_diffusion, label_vectors
 from ddpm_basics.options import choose_shown, explore_options
@@ -108,25 +108,26 @@ class Lab:
     noise: Tensor  # x_T [n, c, h, w] of the first fabrics from --seed on
     labels: Tensor | None  # [n, 4 dim], the traditions in turn; None where the network knows none
 
+    def ask(self, labels: Tensor | None, guidance: float = GUIDANCE) -> steering.Ask:
+        """Return the function of x_t and t that asks the network for x_0, with these labels."""
+        guess = partial(sampling.predict_x_0, self.diffusion, self.levels,
+                        labels=labels, guidance=guidance)  # fmt: skip
+        return hardware.autocast(self.device, self.precision)(guess)
+
     def first(self, count: int, guidance: float = GUIDANCE) -> tuple[Tensor, steering.Ask]:
-        """Return the noise of the first fabrics, and who guesses x_0 with their labels."""
+        """Return the noise of the first fabrics, and the network asked with their labels."""
         labels = None if self.labels is None else self.labels[:count]
-        return self.noise[:count], partial(guess, self, labels, guidance)
-
-
-def guess(lab: Lab, labels: Tensor | None, guidance: float, x_t: Tensor, t: int) -> Tensor:
-    """Ask the network for x_0."""
-    with hardware.autocast(lab.device, lab.precision):
-        return sampling.predict_x_0(lab.diffusion, lab.levels, x_t, t, labels, guidance)
+        return self.noise[:count], self.ask(labels, guidance)
 
 
 @torch.no_grad()
 def walk(
-    lab: Lab, sampler: str, x_t: Tensor, ask: steering.Ask, steps: int, start: int | None = None
-) -> Iterator[tuple[int, Tensor, Tensor]]:
+    lab: Lab, x_t: Tensor, ask: steering.Ask, steps: int, sampler: str = "dpmpp",
+    start: int | None = None,
+) -> Iterator[tuple[int, Tensor, Tensor]]:  # fmt: skip
     """Walk from noise, or from x_t at t = start; yield t, x_t and the guess of x_0 at every step.
 
-    ask is what makes the guess: the network, or someone who changes its answer.
+    ask guesses x_0: the network, or a function that changes its answer.
     """
     spread = sampling.log_snr_times if sampler == "dpmpp" else sampling.even_times
     x_t, past = x_t.to(lab.device), []
@@ -142,12 +143,12 @@ def walk(
 
 
 def draw(
-    lab: Lab, sampler: str, x_t: Tensor, ask: steering.Ask, steps: int, bar: tqdm | None = None,
-    start: int | None = None,
+    lab: Lab, x_t: Tensor, ask: steering.Ask, steps: int, sampler: str = "dpmpp",
+    start: int | None = None, bar: tqdm | None = None,
 ) -> Tensor:  # fmt: skip
     """Draw the fabrics [n, c, h, w] in [0, 1] that grow out of noise, or out of x_t at `start`."""
     x_0 = x_t
-    for _, _, x_0 in walk(lab, sampler, x_t, ask, steps, start):
+    for _, _, x_0 in walk(lab, x_t, ask, steps, sampler, start):
         if bar is not None:
             bar.update(len(x_0))
     return figures.pixels(x_0)
@@ -162,7 +163,7 @@ def find_fabric(lab: Lab) -> tuple[Tensor, str]:
         picture = decode(path, lab.noise.shape[-1], lab.diffusion.channels)
         return torch.from_numpy(from_picture(picture))[None] * 2 - 1, str(path)
     print(f"{folder} holds no fabrics ('python -m ddpm_basics.fabrics' draws some): drawing one.")
-    *_, (_, _, x_0) = walk(lab, "dpmpp", *lab.first(1), SAMPLING_STEPS["dpmpp"])
+    *_, (_, _, x_0) = walk(lab, *lab.first(1), SAMPLING_STEPS["dpmpp"])
     return x_0.cpu(), f"drawn by the network from seed {seed}"
 
 
@@ -174,10 +175,10 @@ def part_a(lab: Lab, path: Path) -> dict[str, Any]:
     plan = [(sampler, n) for sampler, n in plan if n <= timesteps]
     drawings = []
     with tqdm(total=sum(steps for _, steps in plan) * NUM_SAMPLES, desc="a", unit="step") as bar:
-        draw(lab, "ddim", x_T, ask, 1)  # the first is slow
+        draw(lab, x_T, ask, 1)  # the first is slow
         for sampler, steps in plan:
             started = time.perf_counter()
-            images = draw(lab, sampler, x_T, ask, steps, bar)
+            images = draw(lab, x_T, ask, steps, sampler, bar=bar)
             seconds = (time.perf_counter() - started) / NUM_SAMPLES
             apart = figures.distance(images, drawings[0].images) if drawings else 0.0
             drawings.append(figures.Drawing(sampler, steps, seconds, images, apart))
@@ -189,7 +190,7 @@ def part_a(lab: Lab, path: Path) -> dict[str, Any]:
 def part_b(lab: Lab, path: Path) -> dict[str, Any]:
     """Watch a fabric come out of noise, in a figure and a film."""
     steps = min(SAMPLING_STEPS["ddim"], lab.diffusion.num_timesteps)
-    visited = tqdm(walk(lab, "ddim", *lab.first(1), steps), "b", steps)
+    visited = tqdm(walk(lab, *lab.first(1), steps, "ddim"), "b", steps)
     frames = [(t, x_t[0].cpu(), x_0[0].cpu()) for t, x_t, x_0 in visited]
     nearest = {min(frames, key=lambda frame: abs(frame[0] - t))[0] for t in CAPTURE_TIMESTEPS}
     captured = [frame for frame in frames if frame[0] in nearest]
@@ -230,17 +231,15 @@ def part_d(lab: Lab, path: Path) -> dict[str, Any]:
 def part_e(lab: Lab, path: Path) -> dict[str, Any]:
     """Draw a loop through five fabrics, in even steps from noise to noise and label to label."""
     noise, labels, film = lab.noise, lab.labels, figures.announce_film()
-    fractions = torch.arange(MORPH_FRAMES) / MORPH_FRAMES
+    fractions = torch.arange(MORPH_FRAMES, device=lab.device) / MORPH_FRAMES
     drawn: list[Tensor] = []
     with tqdm(total=MORPH_FABRICS * MORPH_FRAMES * SHORT_STEPS, unit="step", desc="e") as bar:
         for i in range(MORPH_FABRICS):
             j = (i + 1) % MORPH_FABRICS
             for part in fractions.split(BATCH_SIZE[lab.device.type]):
-                x_T = torch.stack([sampling.slerp(noise[i], noise[j], f) for f in part])
-                weight = part[:, None].to(lab.device)
-                told = None if labels is None else torch.lerp(labels[i], labels[j], weight)
-                ask = partial(guess, lab, told, GUIDANCE)
-                drawn.append(draw(lab, "dpmpp", x_T, ask, SHORT_STEPS, bar))
+                x_T = torch.stack([sampling.slerp(noise[i], noise[j], f) for f in part.tolist()])
+                told = None if labels is None else torch.lerp(labels[i], labels[j], part[:, None])
+                drawn.append(draw(lab, x_T, lab.ask(told), SHORT_STEPS, bar=bar))
     frames = torch.cat(drawn)
     figures.film_morph(path, frames, MORPH_PIXELS, 60, film)
     change = [figures.distance(a, b) for a, b in pairwise([*frames, frames[0]])]
@@ -255,7 +254,7 @@ def steer_by_guidance(lab: Lab, path: Path) -> dict[str, Any]:
     names = lab.options.shown
     x_T = lab.noise[:1].expand(len(names), -1, -1, -1)
     labels = label_vectors(lab.diffusion, names, range(len(names)))
-    drawn = torch.stack([draw(lab, "dpmpp", x_T, partial(guess, lab, labels, w), SHORT_STEPS)
+    drawn = torch.stack([draw(lab, x_T, lab.ask(labels, w), SHORT_STEPS)
                          for w in tqdm(GUIDANCES, "f, guidance")], 1)  # fmt: skip
     columns, rows = [f"w = {w}" for w in GUIDANCES], dict(zip(names, drawn, strict=True))
     figures.plot_rows(path, "One noise, and more and more of a label", columns, rows)
@@ -267,13 +266,13 @@ def steer_by_guidance(lab: Lab, path: Path) -> dict[str, Any]:
 def steer_a_picture(lab: Lab, path: Path) -> dict[str, Any]:
     """Noise a picture, and walk back from there with other labels (SDEdit, Meng 2022)."""
     (x_0, source), names = find_fabric(lab), lab.options.shown
-    ask = partial(guess, lab, label_vectors(lab.diffusion, names, range(len(names))), GUIDANCE)
+    ask = lab.ask(label_vectors(lab.diffusion, names, range(len(names))))
     drawn = [figures.pixels(x_0).expand(len(names), -1, -1, -1)]
     for strength in tqdm(STRENGTHS, "f, picture"):
         start = round(strength * lab.diffusion.num_timesteps) - 1  # t counts from 0
         x_t = steering.noised(lab.levels, x_0, start, lab.noise[:1]).expand_as(drawn[0])
         steps = max(1, round(strength * SHORT_STEPS))  # fewer where less is left to do
-        drawn.append(draw(lab, "dpmpp", x_t, ask, steps, start=start))
+        drawn.append(draw(lab, x_t, ask, steps, start=start))
     columns = ["the picture", *(f"strength {strength:g}" for strength in STRENGTHS)]
     rows = dict(zip(names, torch.stack(drawn, 1), strict=True))
     figures.plot_rows(path, "The same cloth, as another tradition", columns, rows)
@@ -301,7 +300,7 @@ def steer_a_region(lab: Lab, path: Path) -> dict[str, Any]:
     x_0, source = find_fabric(lab)
     own = [n for n in lab.diffusion.label_names if Path(source).parent == lab.options.data / n]
     label = (lab.options.label or own)[:1]
-    ask = partial(guess, lab, label_vectors(lab.diffusion, label, [0]), 1.0)
+    ask = lab.ask(label_vectors(lab.diffusion, label, [0]), guidance=1.0)
     columns = ["kept", "steps taken once", f"steps taken {REGION_ROUNDS} times", "the picture"]
     rows, contrasts = {}, {}
     masks = steering.read_masks(x_0.shape[-1], lab.options.mask)
@@ -321,7 +320,7 @@ def steer_to_a_colour(lab: Lab, path: Path) -> dict[str, Any]:
     colour = torch.tensor(COLOUR[: x_T.shape[1]])
     score = partial(steering.colour_log_p, 2 * colour.to(lab.device) - 1)
     pulled = [partial(steering.pull, ask, score, weight, lab.levels) for weight in COLOUR_WEIGHTS]
-    drawn = [draw(lab, "dpmpp", x_T, way, SHORT_STEPS) for way in tqdm(pulled, "f, colour")]
+    drawn = [draw(lab, x_T, way, SHORT_STEPS) for way in tqdm(pulled, "f, colour")]
     wanted = colour[:, None, None].expand_as(x_T)
     columns = [*(f"weight {weight}" for weight in COLOUR_WEIGHTS), "the colour"]
     rows = enumerate(torch.stack([*drawn, wanted], 1), lab.options.seed)
@@ -335,16 +334,16 @@ def steer_by_a_classifier(lab: Lab, path: Path) -> dict[str, Any]:
     cache, side = lab.options.output_dir / ".cache", lab.noise.shape[-1]
     noised, judge = steering.tradition_classifiers(cache, lab.levels, side, lab.device)
     # The classifier looks at x_t alone, so no gradient runs through the network.
-    x_T, plain = lab.noise[:CLASSIFIED_FABRICS], torch.no_grad()(partial(guess, lab, None, 1.0))
+    x_T, plain = lab.noise[:CLASSIFIED_FABRICS], torch.no_grad()(lab.ask(None))
     wanted = torch.arange(len(x_T)) % len(judge.names)
     score = partial(steering.label_log_p, noised, wanted)
     labels = label_vectors(lab.diffusion, judge.names, range(len(x_T)))
     ways = {"no label": plain,
             "classifier": partial(steering.pull, plain, score, CLASSIFIER_WEIGHT, lab.levels),
-            "classifier-free": partial(guess, lab, labels, GUIDANCE)}  # fmt: skip
+            "classifier-free": lab.ask(labels)}  # fmt: skip
     rows, recognised = {}, []
     for way, ask in tqdm(ways.items(), "f, classifier"):
-        drawn = draw(lab, "dpmpp", x_T, ask, SHORT_STEPS)
+        drawn = draw(lab, x_T, ask, SHORT_STEPS)
         rows[way], taken_for = drawn[:6], judge(drawn.to(lab.device)).argmax(1).cpu()
         recognised.append((taken_for == wanted).float().mean().item())
     columns = judge.names[: len(rows[way])]
@@ -356,7 +355,7 @@ def steer_without_seams(lab: Lab, path: Path) -> dict[str, Any]:
     """Roll x_t by a random offset before each step, so that no edge can settle."""
     x_T, ask = lab.first(2)
     rolled = partial(steering.rolled, ask, torch.Generator().manual_seed(lab.options.seed))
-    drawn = [draw(lab, "dpmpp", x_T, asked, SHORT_STEPS)
+    drawn = [draw(lab, x_T, asked, SHORT_STEPS)
              for asked in tqdm((ask, rolled), "f, seams")]  # fmt: skip
     names, tiles = ["ordinary", "rolled at every step"], torch.stack(drawn, 1)
     rows = {f"seed {lab.options.seed}": tiles[0].repeat(1, 1, 3, 3)}
@@ -371,11 +370,11 @@ def part_g(lab: Lab, path: Path) -> dict[str, Any]:
     images = data.read_images(lab.options.data, side, lab.diffusion.channels)[0].images
     known = (images.float() / 127.5 - 1).to(lab.device)
     ways = {"memory": partial(steering.ideal_x_0, known, lab.levels),
-            "network": partial(guess, lab, None, 1.0)}  # fmt: skip
+            "network": lab.ask(None)}  # fmt: skip
     rows, copies = {}, {}
     for way, ask in ways.items():
         batches = lab.noise[:COUNTED_FABRICS].split(BATCH_SIZE[lab.device.type])
-        drawn = torch.cat([draw(lab, "dpmpp", x_T, ask, SAMPLING_STEPS["dpmpp"])
+        drawn = torch.cat([draw(lab, x_T, ask, SAMPLING_STEPS["dpmpp"])
                            for x_T in tqdm(batches, f"g, {way}")])  # fmt: skip
         nearest, copied = steering.nearest(drawn, images)
         rows |= {way: drawn[:5], f"{way}'s nearest": nearest[:5]}
@@ -416,23 +415,23 @@ def explore(options: argparse.Namespace) -> None:
     seeds = range(options.seed, options.seed + count)
     noise, _ = sampling.starting_noise(seeds, (diffusion.channels, *diffusion.image_size))
     labels = label_vectors(diffusion, facts.labels, range(count))
-    lab = Lab(
-        options, diffusion, device, precision, sampling.noise_levels(diffusion), noise, labels
-    )
+    levels = sampling.noise_levels(diffusion)
+    lab = Lab(options, diffusion, device, precision, levels, noise, labels)
     ours = set(TRADITIONS) <= {*facts.labels} and diffusion.channels == 3
     there = {"labels": bool(facts.labels), "the twelve traditions in colour": ours}
     for part, work, name, *needed in PARTS:
         if not {part, Path(name).stem} & {*options.part}:
             continue
         if not all(there[what] for what in needed):
-            print(f"Part {part}: left out {name}, as {options.weights} does not know {needed[0]}.")
+            print(f"Part {part}: skipped {name}, as {options.weights} does not know {needed[0]}.")
             continue
         begun, path = time.perf_counter(), options.output_dir / name
+        before = files_like(path)
         numbers, seconds = work(lab, path), time.perf_counter() - begun
         record = {"seed": options.seed, "device": hardware.describe(device), "precision": precision}
         write_json(path.with_suffix(".json"), {**record, **numbers, "seconds": seconds})
-        files = ", ".join(map(str, sorted(options.output_dir.glob(f"{path.stem}*"))))
-        print(f"Part {part}: wrote {files} in {duration(seconds)}.")
+        files = sorted(file for file, _ in files_like(path).items() - before.items())
+        print(f"Part {part}: wrote {', '.join(files)} in {duration(seconds)}.")
     print(f"Done in {duration(time.perf_counter() - started)}.")
 
 

@@ -68,7 +68,7 @@ GRADIENT_ACCUMULATE = 1  # passes per optimizer step; effective batch = BATCH_SI
 LEARNING_RATE = 2e-4  # Adam's step size
 TRAIN_STEPS = 100_000  # optimizer steps
 SAVE_EVERY = 1000  # steps between checkpoints, sample grids and held-out losses
-LOG_EVERY = 50  # steps between rows of losses.csv and looks at the loss
+LOG_EVERY = 10  # steps between rows of losses.csv and looks at the loss
 RESULTS_DIR = "training_results"  # checkpoints, samples, losses.csv
 WEIGHTS_OUT = "models/ddpm_african_fabrics.pt"  # EMA weights at the end of the run
 
@@ -78,12 +78,9 @@ DIM_MULTS = (1, 2, 4, 8)  # channel multipliers, one per resolution
 TIMESTEPS = 1000  # T, length of the diffusion process
 ADAM_BETAS = (0.9, 0.99)  # the library's choice: a shorter memory for the second moment
 PENALTIES = {  # --loss: what an error of the prediction costs, pixel by pixel
-    "l2": lambda error: error.square(),
-    "l1": lambda error: error.abs(),
-    # Half the square up to an error of 1, half the range of pixels; straight beyond (Huber 1964).
-    "huber": lambda error: F.huber_loss(
-        error, torch.zeros_like(error), reduction="none", delta=1.0
-    ),
+    "l2": F.mse_loss,
+    "l1": F.l1_loss,
+    "huber": F.huber_loss,  # half the square up to an error of 1; straight beyond (Huber 1964)
 }
 MAX_GRADIENT_NORM = 1.0  # gradients are scaled down to this L2 norm
 EMA_DECAY = 0.9999  # upper bound of 1 - step^(-2/3), reached after a million steps
@@ -142,7 +139,7 @@ def denoising_loss(
     diffusion: GaussianDiffusion, network: torch.nn.Module, weight: Tensor, x_0: Tensor,
     labels: Tensor, t: Tensor, noise: Tensor, loss: str = "l2",
 ) -> Tensor:  # fmt: skip
-    """Return the squared error of what the network predicts, weighted, per image: (n,).
+    """Return what the error of the network's prediction costs, weighted, per image: (n,).
 
     With pred_noise and a weight of 1 it is the simple loss of Ho et al. (2020), equation 14;
     training.loss_weights has the other weights (T,), PENALTIES other losses than the square.
@@ -155,7 +152,8 @@ def denoising_loss(
         target = diffusion.predict_v(x_0, t, noise)
     else:
         target = noise if diffusion.objective == "pred_noise" else x_0
-    return PENALTIES[loss](predicted.float() - target).mean(dim=(1, 2, 3)) * weight[t]
+    errors = PENALTIES[loss](predicted.float(), target, reduction="none")
+    return errors.mean(dim=(1, 2, 3)) * weight[t]
 
 
 def loss_of_rows(
@@ -236,22 +234,23 @@ def start(options: argparse.Namespace, team: Accelerator) -> Run:
         data.provide(options.data)
         pictures, names, digests = data.read_images(options.data, options.image_size,
                                                    options.channels)  # fmt: skip
-    heldout = data.read_heldout(options.heldout, options.data, options.results_dir,
-                                options.image_size, options.channels, names, team)  # fmt: skip
+    heldout = data.read_heldout(options, names, team)
     initial = checkpoints.read_initial(options)  # an objective of its own goes first
     torch.manual_seed(options.seed)  # the initial weights
     diffusion = build_diffusion(
         options.dim, options.dim_mults, options.channels, options.crop or options.image_size,
         options.timesteps, options.objective, options.schedule, names,
     )  # fmt: skip
-    checkpoints.copy_weights(options, initial, diffusion)
+    if initial:
+        checkpoints.copy_weights(options, initial, diffusion)
     precision = pick_precision(options.precision, team.device, diffusion, team)
     training.thrifty_norms(diffusion.model)
     keep_freed_memory()
     diffusion.to(team.device, memory_format=torch.channels_last)
     fused = team.device.type in ("cpu", "cuda")
-    # The label table comes last, where a checkpoint can do without it.
-    weights = [*diffusion.model.parameters()] + [diffusion.label_table] * bool(names)
+    weights = [*diffusion.model.parameters()]
+    if names:
+        weights.append(diffusion.label_table)  # last, where a checkpoint can do without it
     optimizer = torch.optim.Adam(weights, options.lr, ADAM_BETAS, fused=fused)
     return Run(
         options=options,
@@ -275,7 +274,7 @@ def train(options: argparse.Namespace) -> None:
     checkpoints.check_outputs(options)
     trackers.check_tracker(options.log_with)
     device = pick_device(options.device)
-    # What the environment or `accelerate config` says of precision and compiler does not count.
+    # Ignore what the environment and `accelerate config` say of precision and compiler.
     team = Accelerator(cpu=device.type == "cpu", mixed_precision="no", dynamo_backend="no",
                        log_with=options.log_with, project_dir=options.results_dir)  # fmt: skip
     if options.batch_size % team.num_processes:

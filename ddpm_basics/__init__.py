@@ -1,4 +1,4 @@
-"""What the three exercises stand on. The lesson's own code stands in them; here is the rest.
+"""The package behind the three exercises. They hold the lesson's own code; here is the rest.
 
 model          the U-Net and the diffusion process; `python -m ddpm_basics.model export FILE`
 weight_files   read and written: what they must contain
@@ -8,8 +8,8 @@ steering       half-noised starts, kept regions, pulls, cloth without seams; the
 training       one step: random numbers, loss weights, learning rate, average of the weights, norms
 data           the training images: drawn where they are missing, looked through, read
 runs           a training run: its state, the settings it leaves on the disk, its final weights
-checkpoints    whole files or none, found again, taken up where they ended
-trackers       TensorBoard and Weights & Biases: told the rows of losses.csv and the samples
+checkpoints    write, find and resume the checkpoints of a run
+trackers       send the rows of losses.csv and the samples to TensorBoard or Weights & Biases
 losses         shown while it trains, kept in losses.csv, drawn as a curve
 interrupts     Ctrl-C and SIGTERM while training
 sample_folder  single images, all of one setting

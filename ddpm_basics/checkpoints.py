@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: whole files or none, found again, taken up where they ended."""
+"""Checkpoints of a training run: written whole or not at all, found again, resumed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from denoising_diffusion_pytorch import GaussianDiffusion
 from denoising_diffusion_pytorch.version import __version__ as LIBRARY_VERSION
 
 from ddpm_basics.console import UserError, one_line
-from ddpm_basics.files import check_folder, unused_name, write_atomically
+from ddpm_basics.files import check_folder, check_output, unused_name, write_atomically
 from ddpm_basics.options import LOSSES, PRECISIONS, choose_loss_weight
 from ddpm_basics.runs import Run, note_progress, write_run_file
 from ddpm_basics.sampling import SCHEDULES
 from ddpm_basics.weight_files import (
     UNREADABLE,
     DamagedFile,
-    Facts,
     compare_networks,
     config_of,
     differences,
@@ -46,8 +45,6 @@ def check_outputs(options: argparse.Namespace) -> None:
     folder, out = options.results_dir, options.weights_out
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--results-dir {folder} is a file; name a folder.")
-    if out.exists() and not out.is_file():  # nor a device, whose place the weights would take
-        raise UserError(f"--weights-out {out} is a folder or a device; name a .pt file.")
     names = ("run.json", "loss_curve.png", "losses.csv")
     kept = [*folder.glob("sample-*.png"), *(folder / n for n in names if (folder / n).exists())]
     kept += list_checkpoints(folder)
@@ -57,7 +54,7 @@ def check_outputs(options: argparse.Namespace) -> None:
             "another folder with --results-dir."
         )
     check_folder(folder)
-    check_folder(out.parent)
+    check_output(out, ".pt", may_replace=True)  # what is there is kept under another name
 
 
 def save_checkpoint(run: Run) -> Path:
@@ -175,7 +172,7 @@ def find_checkpoint(
             print(f"Nothing to resume in {options.results_dir}: starting at step 0.", flush=True)
         return None
     path, state = found
-    options.init_weights = None  # it has them behind it
+    options.init_weights = None  # that run began from them
     config, known = config_of(state), {"loss": LOSSES, "flip": ("on", "off")}
     recorded = {key: config[key] for key in known if config.get(key) in known[key]}
     follow_process(options, path, find_process(state["model"], path) | recorded)
@@ -285,7 +282,7 @@ def check_moments(optimizer: torch.optim.Optimizer) -> None:
             raise ValueError(f"moments of {shapes_of(known)} for weights of {wanted['exp_avg']}")
 
 
-def read_initial(options: argparse.Namespace) -> tuple[GaussianDiffusion, Facts] | None:
+def read_initial(options: argparse.Namespace) -> GaussianDiffusion | None:
     """Return the network of --init-weights, if any, and let the options follow its process.
 
     Raises UserError for a file that says otherwise than what was typed.
@@ -296,31 +293,26 @@ def read_initial(options: argparse.Namespace) -> tuple[GaussianDiffusion, Facts]
     process = {key: getattr(facts, key) for key in ("objective", "schedule", "timesteps")}
     said = {key: value for key, value in process.items() if key not in facts.assumed}
     follow_process(options, options.init_weights, said)
-    return loaded, facts
+    return loaded
 
 
 def copy_weights(
-    options: argparse.Namespace,
-    initial: tuple[GaussianDiffusion, Facts] | None,
-    diffusion: GaussianDiffusion,
+    options: argparse.Namespace, loaded: GaussianDiffusion, diffusion: GaussianDiffusion
 ) -> None:
-    """Start from the EMA weights of an earlier run, if there is one.
+    """Start from the EMA weights of an earlier run.
 
     The network has no layer that depends on the image size, so weights trained at 32x32 are a good
     start for 64x64. Labels are matched by name, new ones start at zero. Raises UserError for a
     network that does not fit.
     """
-    if initial is None:
-        return
-    loaded, facts = initial
     then, now = (unet_arguments(each.state_dict()) for each in (loaded, diffusion))
     if wrong := differences(then, now):
         raise UserError(f"--init-weights {options.init_weights} holds another network "
                         f"({'; '.join(wrong)}): type what it has, or name another.")  # fmt: skip
     diffusion.model.load_state_dict(loaded.model.state_dict())
     for place, name in enumerate(diffusion.label_names):
-        if name in facts.labels:
-            vector = loaded.label_table[facts.labels.index(name)]
+        if name in loaded.label_names:
+            vector = loaded.label_table[loaded.label_names.index(name)]
             diffusion.label_table.data[place] = vector.detach()
 
 

@@ -20,7 +20,14 @@ MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class UserError(Exception):
-    """Something the user can mend; the message is one sentence that says what is wrong and how."""
+    """An error the user can fix; the message says in one sentence what is wrong and what to do."""
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows every default but None, which the help has to put into words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def new_parser(
@@ -34,7 +41,7 @@ def new_parser(
         sys.stdout.reconfigure(errors="backslashreplace")  # Python itself does so for stderr
     return argparse.ArgumentParser(
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
         epilog=epilog,
         prog=prog,
@@ -73,8 +80,8 @@ def real_number(minimum: float, below: float = math.inf) -> Callable[[str], floa
             number = math.nan
         if minimum <= number < below:
             return number
-        end = "" if below == math.inf else f" to below {below:g}"
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from {minimum:g}{end}")
+        end = "" if below == math.inf else f" and below {below:g}"
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least {minimum:g}{end}")
 
     return convert
 
@@ -101,7 +108,7 @@ def run_command(work: Callable[[], None], after_interrupt: str, if_memory_ends: 
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        problem = f"The memory is too small: {if_memory_ends}"
+        problem = f"Out of memory: {if_memory_ends}"
     else:
         return 0
     print(f"Error: {one_line(problem, 1000)}", file=sys.stderr)
@@ -121,7 +128,7 @@ def word_os_error(error: OSError) -> str:
     if error.errno in DISK_FULL:
         advice = "free some space and run the same command again; files written before are whole"
     else:
-        advice = "mend that or name another place"
+        advice = "fix that or choose another place"
     return f"{error.strerror or error}{place}: {advice}."
 
 

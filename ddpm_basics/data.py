@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +12,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -26,12 +26,13 @@ from ddpm_basics.images import (
     find_images,
     from_picture,
     label_of,
+    open_picture,
     read_folder,
 )
 from ddpm_basics.training import FIXED_IMAGES
 
 DEFAULT = Path("african_fabric_processed")
-MIN_IMAGES = 100  # fewer cannot teach a network of this kind anything but themselves
+MIN_IMAGES = 100  # with fewer, a network of this kind can only memorise them
 MIN_HELDOUT = 10
 NEARLY_BLACK = 24  # of 255; twelve bits that are stored as sixteen stay below it
 
@@ -91,27 +92,23 @@ def numbered(found: ImageFolder, names: Sequence[str]) -> Pictures:
 
 
 def read_heldout(
-    folder: Path | None,
-    data: Path,
-    results: Path,
-    size: int,
-    channels: int,
-    names: Sequence[str],
-    team: PartialState,
+    options: argparse.Namespace, names: Sequence[str], team: PartialState
 ) -> Pictures | None:
     """Return the pictures behind the held-out loss, or None; an unknown label counts as none.
 
-    Those of `folder` where one is named. Without it, a data set with a name has a part for tests,
-    and drawn fabrics have an endless supply of images that the network never sees: they are drawn
-    into the results folder. For photographs there are none. Raises UserError.
+    Those of --heldout where it is given. Without it, a data set with a name has a part of its own
+    for this, and drawn fabrics have an endless supply of images that the network never sees: they
+    are drawn into the results folder. For photographs there are none. Raises UserError.
     """
-    if folder is None and find_data_set(data):
-        return numbered(read_data_set(str(data), size, channels, False, FIXED_IMAGES), names)
+    folder, size, channels = options.heldout, options.image_size, options.channels
+    if folder is None and find_data_set(options.data):
+        found = read_data_set(str(options.data), size, channels, False, FIXED_IMAGES)
+        return numbered(found, names)
     if folder is None:
-        manifest = read_manifest(data)
+        manifest = read_manifest(options.data)
         if manifest is None or manifest.split != "train":
             return None
-        folder = results / "heldout_fabrics"
+        folder = options.results_dir / "heldout_fabrics"
         if team.is_main_process:
             draw_fabrics(folder, split="heldout", count=FIXED_IMAGES, size=manifest.size)
         team.wait_for_everyone()
@@ -167,7 +164,7 @@ def survey_folder(folder: Path, size: int) -> tuple[list[Path], list[Path]]:
             dull.append(f"{path} (one colour)")
         elif high.max() < NEARLY_BLACK:
             dull.append(f"{path} (nearly black)")
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             sizes[f"{picture.width}x{picture.height}"] += 1
             modes[picture.mode] += 1
             if min(picture.size) < size:
@@ -181,6 +178,6 @@ def survey_folder(folder: Path, size: int) -> tuple[list[Path], list[Path]]:
         passed_over.pop(folder / ours, None)
     print_list("Passed over", [f"{path} ({why})" for path, why in passed_over.items()])
     print_list("Smaller than the network's images", tiny)
-    print_list("Hardly a picture", dull)
+    print_list("One colour or nearly black", dull)
     print_list("BROKEN", [reason for _, reason in broken])
     return good, [path for path, _ in broken]

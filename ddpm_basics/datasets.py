@@ -58,8 +58,8 @@ def describe_data(data: Path, size: int) -> str:
     """Say what --data is, and what happens to its pictures on the way to `size` pixels."""
     known = find_data_set(data)
     if known is None:
-        is_meant = str(data) in DATA_SETS
-        return f"{data}" + " (the folder here, not the data set of that name)" * is_meant
+        note = " (the folder here, not the data set of that name)"
+        return f"{data}{note if str(data) in DATA_SETS else ''}"
     how = "padded" if is_padded(known.side, size) else "enlarged"
     how = "reduced" if size < known.side else how
     change = f"{known.side}x{known.side}, {how} to {size}x{size}"

@@ -63,7 +63,8 @@ def new_figure(path: Path, height: float, title: str) -> Iterator[Figure]:
 def show(axes: Axes, image: Any, caption: str = "", title: str = "") -> None:
     """Show a picture, or an image [c, h, w] in [0, 1], with a line of text below and above."""
     picture = image if isinstance(image, Image.Image) else to_picture(image)
-    axes.imshow(np.asarray(picture), cmap="gray", interpolation="nearest")
+    # As RGB, since of a grey picture matplotlib would stretch the contrast.
+    axes.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")
     axes.set_xlabel(caption)
     axes.set_title(title)
     axes.set(xticks=[], yticks=[])
@@ -116,7 +117,7 @@ class Drawing:
     steps: int
     seconds: float
     images: Tensor
-    distance: float = 0.0
+    distance: float
 
 
 def sweep_numbers(drawings: Iterable[Drawing]) -> dict[str, list[dict[str, float]]]:
@@ -215,7 +216,7 @@ def announce_film() -> bool:
 
 
 def film_morph(
-    path: Path, images: Iterable[Tensor], side: int, milliseconds: int, film: bool = True
+    path: Path, images: Iterable[Tensor], side: int, milliseconds: int, film: bool
 ) -> None:
     """Write images [c, h, w] in [0, 1], `side` pixels wide and high, as .gif and, a film, .mp4."""
     size = (side, side)

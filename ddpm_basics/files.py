@@ -80,6 +80,11 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def files_like(path: Path) -> dict[str, int]:
+    """Return the files beside path whose names begin as its own does, {name: last change in ns}."""
+    return {str(file): file.stat().st_mtime_ns for file in path.parent.glob(f"{path.stem}*")}
+
+
 def unused_name(path: Path) -> Path:
     """Return `path`, or the first of path-2, path-3, ... that does not exist yet."""
     candidate, number = path, 2
@@ -91,8 +96,8 @@ def unused_name(path: Path) -> Path:
 
 def check_output(path: Path, suffix: str, may_replace: bool) -> None:
     """Refuse, before any work, a file that cannot or must not be written. Raises UserError."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: name a file that ends in {suffix}.")
+    if path.exists() and not path.is_file():  # a device would lose its place
+        raise UserError(f"{path} is a folder or a device: name a file that ends in {suffix}.")
     if path.suffix.lower() != suffix:
         raise UserError(f"{path} has to end in {suffix}.")
     if path.exists() and not may_replace:

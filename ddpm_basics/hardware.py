@@ -20,7 +20,7 @@ from denoising_diffusion_pytorch import GaussianDiffusion
 from ddpm_basics.console import UserError
 
 PROBE_IMAGES, PROBE_RUNS = 4, 3  # of a trial of a precision: tens of milliseconds
-WORTHWHILE = 1.15  # times as fast as fp32 another precision has to be
+WORTHWHILE = 1.15  # speed-up over fp32 that another precision has to reach
 UNITS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # of processors, the fastest first
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,8 +37,8 @@ def pick_device(name: str) -> torch.device:
     }
     if name in ("auto", "cuda") and available["cuda"] and (trouble := try_gpu()):
         if name == "cuda":
-            raise UserError(f"The GPU cannot compute ({trouble}): use --device cpu.")
-        print(f"The GPU cannot compute ({trouble}), so the CPU does.", flush=True)
+            raise UserError(f"The GPU cannot be used ({trouble}): use --device cpu.")
+        print(f"The GPU cannot be used ({trouble}): using the CPU instead.", flush=True)
         available["cuda"] = False
     if name == "auto":
         name = next(device for device, there in available.items() if there)

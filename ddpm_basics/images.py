@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,15 @@ def label_of(path: Path, folder: Path) -> str:
     return "" if below == Path(".") else below.as_posix()
 
 
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """Open a picture without Pillow's warnings, of many pixels and odd metadata."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path) as file:
+            yield file
+
+
 def decode(path: Path, size: int | None = None, channels: int = 3) -> Image.Image:
     """Read a picture as RGB, or as grey: upright, over white where it is transparent, in 8 bits.
 
@@ -90,13 +100,12 @@ def decode(path: Path, size: int | None = None, channels: int = 3) -> Image.Imag
     Raises UserError that names the file and the reason.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path) as file:
-            warnings.simplefilter("ignore")
+        with open_picture(path) as file:
             picture = flatten(file).convert("L" if channels == 1 else "RGB")
     except Exception as error:  # Pillow raises a dozen kinds for damaged files
         reason = "an empty file" if path.is_file() and path.stat().st_size == 0 else error
         raise UserError(
-            f"{path} is no image that can be read ({reason}): mend or remove it."
+            f"{path} cannot be read as an image ({reason}): repair or remove it."
         ) from None
     return picture if size is None else central_square(picture, size)
 
@@ -119,7 +128,7 @@ def flatten(file: Image.Image) -> Image.Image:
     picture = ImageOps.exif_transpose(file)
     if picture.mode == "F" or (picture.mode == "I" and file.format not in ("PNG", "PPM")):
         raise ValueError(
-            "its floating-point or long numbers do not say which one is white: save it with 16 bits"
+            "its floating-point or long numbers do not define a white level: save it with 16 bits"
         )
     if picture.mode.startswith("I"):  # Pillow's own conversion would saturate
         tags = getattr(file, "tag_v2", {})  # of a TIFF: bits (258), whether 0 is white (262)

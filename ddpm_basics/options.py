@@ -33,8 +33,8 @@ def add_common(parser: argparse._ActionsContainer, seed: int) -> None:
     add = parser.add_argument
     add("--device", choices=DEVICES, default="auto", help="where to compute")
     add("--precision", choices=PRECISIONS, default="auto",
-        help="of the network; auto tries which is faster here, fp32 or bf16")  # fmt: skip
-    add("--seed", type=whole_number(0), default=seed, help="every random number follows from it")
+        help="of the network; auto tries which is fastest here")  # fmt: skip
+    add("--seed", type=whole_number(0), default=seed, help="of all random numbers")
 
 
 def generate_options(
@@ -56,37 +56,34 @@ def generate_options(
         "only what is missing there.",
     )
     add = parser.add_argument
-    add("--weights", type=Path, default=default_weights(), help="weight file (.pt)")
+    add("--weights", type=Path, default=default_weights(), help="weight file (.pt or .safetensors)")
     add("--num-samples", type=whole_number(1), default=num_samples, help="images to draw")
-    add("--label", default=argparse.SUPPRESS,
+    add("--label",
         help=f"what to draw: a tradition, all of them in turn, or none (default: {label}, where "
         "the weights know any)")  # fmt: skip
     add(
         "--guidance",
         type=real_number(0, 100),
-        default=argparse.SUPPRESS,
         help=f"how much of it: 0 nothing, 1 as trained, more exaggerated (default: {guidance:g})",
     )
     add("--sampler", choices=steps, default="dpmpp", help="how to walk from noise to x_0")
     defaults = ", ".join(f"{count} for {name}" for name, count in steps.items())
-    add("--steps", type=whole_number(1), default=argparse.SUPPRESS,
+    add("--steps", type=whole_number(1),
         help=f"steps from noise to image (default: {defaults})")  # fmt: skip
     add("--output", type=Path, default=output, help="the grid of images (.png)")
-    add("--samples-dir", type=Path, default=argparse.SUPPRESS,
+    add("--samples-dir", type=Path,
         help="folder for single images as well (default: none are written)")  # fmt: skip
-    add("--image-size", type=whole_number(1), default=argparse.SUPPRESS,
+    add("--image-size", type=whole_number(1),
         help="pixels per side, for weights that do not say it (default: 64)")  # fmt: skip
-    add("--objective", choices=OBJECTIVES, default=argparse.SUPPRESS,
+    add("--objective", choices=OBJECTIVES,
         help="what the network predicts, for such weights (default: pred_v)")  # fmt: skip
-    add("--schedule", choices=SCHEDULES, default=argparse.SUPPRESS,
-        help="of noise, for such weights (default: sigmoid)")  # fmt: skip
+    add("--schedule", choices=SCHEDULES,
+        help="noise schedule, for such weights (default: sigmoid)")  # fmt: skip
     batches = ", ".join(f"{count} on {device}" for device, count in batch_size.items())
-    add("--batch-size", type=whole_number(1), default=argparse.SUPPRESS,
+    add("--batch-size", type=whole_number(1),
         help=f"images at once; changes speed and memory only (default: {batches})")  # fmt: skip
     add_common(parser, seed)
-    untyped = ("label", "guidance", "steps", "samples_dir", "image_size", "objective", "schedule",
-               "batch_size")  # fmt: skip
-    return parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(untyped)))
+    return parser.parse_args(argv)
 
 
 def choose_labels(
@@ -122,18 +119,18 @@ def explore_options(
     add("--part", nargs="+", choices=[*letters, *parts], default=letters, metavar="PART",
         help="a steps, b from noise, c to noise, d schedules, e morph, f steering, g memory; or a "
         "figure, such as sdedit_demo (default: all)")  # fmt: skip
-    add("--weights", type=Path, default=default_weights(), help="weight file (.pt)")
+    add("--weights", type=Path, default=default_weights(), help="weight file (.pt or .safetensors)")
     add("--data", type=Path, default=data, help="folder of fabrics, for parts c, d, f and g")
-    add("--picture", type=Path, default=argparse.SUPPRESS, metavar="FILE",
+    add("--picture", type=Path, metavar="FILE",
         help="picture for parts c, d and f (default: one of the data)")  # fmt: skip
-    add("--mask", type=Path, default=argparse.SUPPRESS, metavar="FILE",
+    add("--mask", type=Path, metavar="FILE",
         help="for inpainting_demo: white stays, black is new (default: two shapes)")  # fmt: skip
-    add("--label", nargs="+", default=argparse.SUPPRESS,
+    add("--label", nargs="+",
         help="for part f: what to draw (default: four of the weights' labels; around a region, "
         "that of the picture's folder)")  # fmt: skip
     add("--output-dir", type=Path, default=".", help="where figures and measurements go")
     add_common(parser, seed)
-    return parser.parse_args(argv, argparse.Namespace(picture=None, mask=None, label=None))
+    return parser.parse_args(argv)
 
 
 def choose_shown(
@@ -163,8 +160,7 @@ def train_options(
     usual = {**defaults, **quick} if "--quick" in argv else dict(defaults)
     parser = training_parser(description, usual)
     parser.set_defaults(**{key: usual[key] for key in usual if key not in FOLLOWING})
-    untyped = argparse.Namespace(compile=None, log_with=None)
-    options = parser.parse_args(argv, untyped)
+    options = parser.parse_args(argv)
     # What was not typed may follow the weights that a run goes on from, or the data.
     options.typed = {"objective", "schedule", "loss_weight", "loss", "flip"} & vars(options).keys()
     plain = {"objective": "pred_v", "schedule": "sigmoid", "loss": "l2"}
@@ -232,7 +228,7 @@ def training_parser(description: str, usual: Mapping[str, Any]) -> argparse.Argu
     add("--lr", type=rate, help="learning rate of Adam")
     add("--lr-final", type=rate, help="cosine decay to this; constant if none")
     add("--warmup", type=whole_number(0), default=0, help="steps in which the rate rises")
-    add("--compile", choices=["on", "off"], default=argparse.SUPPRESS,
+    add("--compile", choices=["on", "off"],
         help="torch.compile the network: minutes that a long run earns back (default: on for a "
         "GPU, off for a CPU)")  # fmt: skip
     add("--quick", action="store_true", help="a small network at 32x32, minutes on two CPU cores")
@@ -251,7 +247,7 @@ def training_parser(description: str, usual: Mapping[str, Any]) -> argparse.Argu
     weights = usual["weights_out"]
     add("--weights-out", type=Path, default=argparse.SUPPRESS, help="EMA weights at the end "
         f"(default: {weights}, for a data set {weights.with_name('ddpm_NAME.pt')})")  # fmt: skip
-    add("--log-with", choices=TRACKERS, default=argparse.SUPPRESS,
+    add("--log-with", choices=TRACKERS,
         help="tell the rows of losses.csv and the samples to TensorBoard (in the results folder) "
         "or to Weights & Biases, too (default: to neither)")  # fmt: skip
     return parser
@@ -264,8 +260,8 @@ def add_data_and_network(parser: argparse.ArgumentParser, usual: Mapping[str, An
     add("--data", type=Path, help="folder of images, subfolders included; or, where no folder has "
         f"that name, {', '.join(DATA_SETS)}: fetched into {CACHE}/ once (celeba: 1.4 GB, and 2 GB "
         "of memory at 64 pixels)")  # fmt: skip
-    add("--crop", type=count, help="train on random squares of so many pixels, a quarter of the "
-        "cost at half the size (default: on whole images)")  # fmt: skip
+    add("--crop", type=count, help="train on random squares of this many pixels; half the size "
+        "costs a quarter (default: on whole images)")  # fmt: skip
     add("--channels", type=int, choices=(1, 3), default=argparse.SUPPRESS,
         help="1 trains on grey images (default: 3, or what the data set has)")  # fmt: skip
     add("--flip", choices=["on", "off"], default=argparse.SUPPRESS,

@@ -22,10 +22,7 @@ from ddpm_basics.console import duration
 from ddpm_basics.data import Pictures
 from ddpm_basics.datasets import describe_data, find_data_set
 from ddpm_basics.fabrics.manifest import read_manifest
-from ddpm_basics.files import (
-    remove_leftovers,
-    write_json,
-)
+from ddpm_basics.files import remove_leftovers, write_json
 from ddpm_basics.hardware import describe
 from ddpm_basics.training import StepNumbers, draw_numbers, fixed_numbers
 from ddpm_basics.weight_files import config_of, export_weights, peek
@@ -53,11 +50,6 @@ class Run:
     pending: list[float | Tensor] = field(default_factory=list)  # losses since the last csv row
 
     @property
-    def side(self) -> int:
-        """Pixels per side of what the network sees."""
-        return int(self.diffusion.image_size[0])
-
-    @property
     def share(self) -> int:
         """Images that the network sees at once in this process: its part of a pass."""
         return int(self.options.batch_size // self.accelerator.num_processes)
@@ -70,18 +62,14 @@ class Run:
     def numbers(self, step: int) -> StepNumbers:
         """Draw everything random about the effective batch of a step."""
         numbers = draw_numbers(
-            self.options.seed, step, self.effective_batch, self.data.images.shape, self.side,
-            int(self.diffusion.num_timesteps), self.device,
-        )  # fmt: skip
+            self.options.seed, step, self.effective_batch, self.data.images, self.diffusion
+        )
         mirrored = self.options.flip == "on"
         return numbers if mirrored else numbers._replace(flip=torch.zeros_like(numbers.flip))
 
     def fixed_numbers(self, pictures: Pictures, told: bool) -> StepNumbers:
         """Return the numbers behind a fixed loss on some pictures, with their labels or without."""
-        numbers = fixed_numbers(
-            self.options.seed, pictures.images.shape, self.side,
-            int(self.diffusion.num_timesteps), self.device,
-        )  # fmt: skip
+        numbers = fixed_numbers(self.options.seed, pictures.images, self.diffusion)
         return numbers._replace(drop=torch.full_like(numbers.drop, not told))
 
     def say(self, text: str) -> None:
@@ -155,6 +143,7 @@ def print_banner(run: Run) -> None:
     options, config = run.options, run.config
     parameters = sum(p.numel() for p in run.diffusion.model.parameters())
     passes = options.steps * run.effective_batch / len(run.data.images)
+    side = run.diffusion.image_size[0]
     pixels = f"squares of {options.image_size}x{options.image_size}" if options.crop else "images"
     names = run.diffusion.label_names
     labels = f" with {len(names)} labels" if names else ""
@@ -162,14 +151,14 @@ def print_banner(run: Run) -> None:
     lines = {
         "Device": f"{config['hardware']} x {config['processes']}",
         "Precision": f"{run.precision}, compiled: {'yes' if config['compiled'] else 'no'}",
-        "Network": f"{parameters:,} parameters, {run.side}x{run.side} {pixels}, "
+        "Network": f"{parameters:,} parameters, {side}x{side} {pixels}, "
         f"{options.objective}, {options.schedule} schedule",
         "Data": f"{len(run.data.images):,} images from "
         f"{describe_data(options.data, options.image_size)}{labels}{heldout}",
         "Mirrored": "half of them, at random" if options.flip == "on" else "none (--flip off)",
         "Batch": f"{options.batch_size} x {options.gradient_accumulate} (accumulation) = "
         f"{run.effective_batch}",
-        "Labels": ", ".join(names[:24]) + ", ..." * (len(names) > 24) or "none",
+        "Labels": ", ".join((*names[:24], "...") if len(names) > 24 else names) or "none",
         "Steps": f"{run.step:,} to {options.steps:,}: {passes:,.0f} passes over the data in all",
         "Writes": f"{options.results_dir}/ every {options.save_every:,} steps, then "
         f"{options.weights_out}",

@@ -107,9 +107,9 @@ def log_snr_times(levels: Levels, steps: int, start: int | None = None) -> list[
     start: T - 1 unless given; -1, for no steps, is the clean image. These are the times that
     DPM-Solver was made for (Lu 2022a, section 3.4). Evenly in t would leave most of the way in
     lambda to a few steps: with the sigmoid schedule lambda runs from -7.5 to 4, but from -0.9 to
-    0.9 during half of all t. One step crosses what is noisier than NOISIEST, where there is nothing
-    to be seen in x_t, and the last guess is made at CLEANEST, where there is next to nothing left
-    to remove. Raises UserError.
+    0.9 during half of all t. One step crosses what is noisier than NOISIEST, where x_t shows
+    nothing yet, and the last guess is made at CLEANEST, where almost no noise is left. Raises
+    UserError.
     """
     start = len(levels.alpha) - 2 if start is None else start
     check_steps(start + 1, steps)
@@ -163,8 +163,8 @@ def guided_output(
 ) -> Tensor:
     """Return the network's output, guided without a classifier (Ho & Salimans 2022, equation 6).
 
-    Without label + guidance x (with label - without label): for v as for the noise, as one is
-    made of the other and x_t by a sum. Both are asked in one pass.
+    Without label + guidance x (with label - without label): the same for v and for the noise, as
+    given x_t each is a linear function of the other. Both are asked in one pass.
     """
     # One row for all images, which the network broadcasts: matrix products of the time embedding
     # are rounded differently for one row and for several, so an image would depend on its batch.

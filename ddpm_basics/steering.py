@@ -1,7 +1,7 @@
 """Steering: half-noised starts, kept regions, pulls on the way, cloth without seams; and memory.
 
-The loops stand in exercise 2: at every step they ask for a guess of x_0, and whoever changes the
-guess steers the walk. Images are [n, c, h, w] in [-1, 1]; masks are bool [1, 1, h, w], True where
+The loops stand in exercise 2: at every step they ask for a guess of x_0, and changing the guess
+steers the walk. Images are [n, c, h, w] in [-1, 1]; masks are bool [1, 1, h, w], True where
 a picture is kept.
 """
 
@@ -74,8 +74,8 @@ def keep_region(
 ) -> Tensor:
     """Put the picture, as noisy as x_s is, where the mask keeps it; at s = -1 bit for bit.
 
-    On its own this is the replacement method (Song 2021, appendix I.2): what is drawn anew cannot
-    answer what is kept, whose noise is another one at every step.
+    On its own this is the replacement method (Song 2021, appendix I.2): the new part cannot
+    adapt to the kept one, whose noise changes at every step.
     """
     noise = fresh_noise(generators, picture.shape[1:]).to(x_s)
     return torch.where(mask, noised(levels, picture, s, noise), x_s)
@@ -133,7 +133,7 @@ def border_contrast(images: Tensor, mask: Tensor) -> float | None:
 
 def pull(
     ask: Ask,
-    log_p: Callable[[Tensor, Tensor, int], Tensor],
+    log_p: Callable[[Tensor, Tensor], Tensor],
     weight: float,
     levels: Levels,
     x_t: Tensor,
@@ -141,7 +141,7 @@ def pull(
 ) -> Tensor:
     """Return the guess of x_0, moved to where log p(wanted | x_t) rises.
 
-    log_p(x_t, x_0, t) gives a number per image (n,). By Bayes' rule its gradient adds to that of
+    log_p(x_t, x_0) gives a number per image (n,). By Bayes' rule its gradient adds to that of
     log p(x_t). The guess is x_0 = (x_t + sigma^2 grad log p(x_t)) / alpha, so it moves by
     sigma^2 / alpha times as much (Dhariwal & Nichol 2021, algorithm 2, written for x_0). Where
     log_p looks at x_0, the gradient runs through the network.
@@ -149,17 +149,17 @@ def pull(
     with torch.enable_grad():
         x_t = x_t.detach().requires_grad_()
         x_0 = ask(x_t, t)
-        (gradient,) = torch.autograd.grad(log_p(x_t, x_0, t).sum(), x_t)
+        (gradient,) = torch.autograd.grad(log_p(x_t, x_0).sum(), x_t)
     strength = weight * levels.sigma[t] ** 2 / levels.alpha[t]
     return (x_0.detach() + strength * gradient).clamp(-1, 1)
 
 
-def colour_log_p(colour: Tensor, x_t: Tensor, x_0: Tensor, t: int) -> Tensor:
+def colour_log_p(colour: Tensor, x_t: Tensor, x_0: Tensor) -> Tensor:
     """Return less, the further the mean colour of each guess is from one [c] in [-1, 1]: (n,)."""
     return -(x_0.mean((2, 3)) - colour).square().sum(1)
 
 
-def label_log_p(classifier: Classifier, wanted: Tensor, x_t: Tensor, x_0: Tensor, t: int) -> Tensor:
+def label_log_p(classifier: Classifier, wanted: Tensor, x_t: Tensor, x_0: Tensor) -> Tensor:
     """Return log p(label | x_t) (n,) of the labels (n,), numbers, that the images should have."""
     scores: Tensor = classifier((x_t + 1) / 2).log_softmax(1)
     return scores.gather(1, wanted.to(scores.device)[:, None])[:, 0]
@@ -201,7 +201,7 @@ def tradition_classifier(
     classifier = train_classifier(fabrics, seed, device, spoil)
     with write_atomically(path) as temporary:
         torch.save(classifier.state_dict(), temporary)
-    return classifier.eval()
+    return classifier
 
 
 def noised_at_random(levels: Levels, generator: torch.Generator, images: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ def noised_at_random(levels: Levels, generator: torch.Generator, images: Tensor)
 def rolled(ask: Ask, generator: torch.Generator, x_t: Tensor, t: int) -> Tensor:
     """Ask with x_t rolled by a random offset: no edge stays at its place, so none can be seen.
 
-    x_t and the guess wrap around like a cylinder in both directions.
+    x_t and the guess wrap around in both directions, like a torus.
     """
     height, width = x_t.shape[2:]
     down = int(torch.randint(height, (1,), generator=generator))

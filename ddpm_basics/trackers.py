@@ -1,7 +1,7 @@
-"""TensorBoard and Weights & Biases: told the rows of losses.csv and the samples, by --log-with.
+"""TensorBoard and Weights & Biases get the rows of losses.csv and the samples, by --log-with.
 
-losses.csv stays the record. A run that goes on tells its tracker what that table holds and the
-tracker does not, so that after a crash, too, each row is there once.
+losses.csv stays the record. A resumed run sends its tracker the rows that it lacks, so that after a
+crash, too, each row is there once.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from ema_pytorch import EMA
 from torch import Tensor
 
 LABEL_DROPOUT = 0.2  # so that the network learns to draw without one, too (Ho & Salimans 2022)
-SAME_GRADIENTS = 0.01  # relative difference that compiled gradients may have all together,
-SAME_GRADIENT = 0.1  # and each: bf16 rounds a small one by a few percent
+SAME_GRADIENTS = 0.01  # largest relative error of the compiled gradients, all together,
+SAME_GRADIENT = 0.1  # and of each: bf16 rounds a small one by a few percent
 CLEAN = 5  # SNR beyond which an image is nearly clean, and its loss weighs less
 FIXED_IMAGES = 120  # behind each fixed loss: ten of each tradition
 
@@ -33,19 +33,13 @@ class StepNumbers(NamedTuple):
     flip: Tensor  # (n,) whether it is mirrored
     drop: Tensor  # (n,) whether its label is kept from the network
     t: Tensor  # (n,) timestep, 0 to T - 1, evenly spread
-    noise: Tensor  # (n, 3, side, side)
+    noise: Tensor  # (n, c, side, side)
 
 
 def draw_numbers(
-    seed: int,
-    step: int,
-    count: int,
-    data: torch.Size,
-    side: int,
-    timesteps: int,
-    device: torch.device,
+    seed: int, step: int, count: int, images: Tensor, diffusion: GaussianDiffusion
 ) -> StepNumbers:
-    """Draw the random numbers of `step` (from 1) for squares of a data set (N, 3, H, W).
+    """Draw the random numbers of `step` (from 1) for squares of images (N, c, H, W).
 
     They follow from (seed, step) alone, so it does not matter where a run was interrupted; and all
     are drawn for the whole effective batch of `count` images, so it does not matter how many
@@ -54,28 +48,29 @@ def draw_numbers(
     t is stratified: each is uniform, but together they are evenly spaced, so that the gradient
     does not depend on the luck of the draw (Kingma et al. 2021, appendix I.1).
     """
+    device, side = images.device, int(diffusion.image_size[0])
     generator = seeded(f"{seed} step {step}", device)
     shift = torch.rand(1, generator=generator, device=device)
     place = torch.randperm(count, generator=generator, device=device) / count
     return StepNumbers(
-        picked=image_order(seed, (step - 1) * count, count, data[0], device),
-        corner=corners(count, data, side, generator),
+        picked=image_order(seed, (step - 1) * count, count, len(images), device),
+        corner=corners(count, images, side, generator),
         flip=torch.rand(count, generator=generator, device=device) < 0.5,
         drop=torch.rand(count, generator=generator, device=device) < LABEL_DROPOUT,
-        t=((place + shift) % 1 * timesteps).long(),
-        noise=torch.randn(count, data[1], side, side, generator=generator, device=device),
+        t=((place + shift) % 1 * diffusion.num_timesteps).long(),
+        noise=torch.randn(count, images.shape[1], side, side, generator=generator, device=device),
     )
 
 
-def corners(count: int, data: torch.Size, side: int, generator: torch.Generator) -> Tensor:
-    """Draw the upper left corners (n, 2) of squares in images of a data set (N, 3, H, W)."""
-    room = torch.tensor(data[2:], device=generator.device) - side + 1
+def corners(count: int, images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Draw the upper left corners (n, 2) of squares in images (N, c, H, W)."""
+    room = torch.tensor(images.shape[2:], device=generator.device) - side + 1
     places = torch.rand(count, 2, generator=generator, device=generator.device)
     return (places * room).long()
 
 
 def cut_squares(images: Tensor, picked: Tensor, corner: Tensor, side: int) -> Tensor:
-    """Cut one square (n, 3, side, side) out of each picked image of (N, 3, H, W)."""
+    """Cut one square (n, c, side, side) out of each picked image of (N, c, H, W)."""
     along = torch.arange(side, device=images.device)
     rows, columns = (corner[:, :1] + along)[:, :, None], (corner[:, 1:] + along)[:, None, :]
     return images.permute(0, 2, 3, 1)[picked[:, None, None], rows, columns].permute(0, 3, 1, 2)
@@ -218,25 +213,23 @@ def gradients_apart(some: list[Tensor], others: list[Tensor]) -> tuple[float, fl
 # ---- Fixed losses: is it learning the fabrics, or these 1,059 images? ----------------------------
 
 
-def fixed_numbers(
-    seed: int, data: torch.Size, side: int, timesteps: int, device: torch.device
-) -> StepNumbers:
-    """Return the numbers behind a fixed loss on squares of a data set (N, 3, H, W).
+def fixed_numbers(seed: int, images: Tensor, diffusion: GaussianDiffusion) -> StepNumbers:
+    """Return the numbers behind a fixed loss on squares of images (N, c, H, W).
 
     FIXED_IMAGES, or all: evenly spread over the sorted data set, so that every subfolder has its
     share, in a fixed random order; none mirrored, all with their labels; t evenly spaced and
     rising; noise. All are the same at every call, so that two steps of a run, or training images
     and held-out ones, can be compared without the luck of the draw.
     """
-    count = min(FIXED_IMAGES, data[0])
+    count, side = min(FIXED_IMAGES, len(images)), int(diffusion.image_size[0])
     generator = torch.Generator().manual_seed(seed)
-    places = torch.linspace(0, data[0] - 1, count).round().long()
+    places = torch.linspace(0, len(images) - 1, count).round().long()
     numbers = StepNumbers(
         picked=places[torch.randperm(count, generator=generator)],
-        corner=corners(count, data, side, generator),
+        corner=corners(count, images, side, generator),
         flip=torch.zeros(count, dtype=torch.bool),
         drop=torch.zeros(count, dtype=torch.bool),
-        t=((torch.arange(count) + 0.5) * timesteps / count).long(),
-        noise=torch.randn(count, data[1], side, side, generator=generator),
+        t=((torch.arange(count) + 0.5) * diffusion.num_timesteps / count).long(),
+        noise=torch.randn(count, images.shape[1], side, side, generator=generator),
     )
-    return StepNumbers(*(column.to(device) for column in numbers))
+    return StepNumbers(*(column.to(images.device) for column in numbers))

@@ -1,9 +1,9 @@
 """Weight files read and written: what they must contain, and what they turn out to hold.
 
-A weight file is one of four, all of them opened as data only: a checkpoint of the library's
+A weight file is one of five, all of them opened as data only: a checkpoint of the library's
 Trainer (its EMA weights count), the bundled file (the same `ema` entry, parameters in fp16, a flat
-`config` and the table of `labels`), the state dict of a GaussianDiffusion, or that of a Unet alone.
-Of safetensors, those that ddpm_basics.export wrote say as much as the bundled file.
+`config` and the table of `labels`), the state dict of a GaussianDiffusion, that of a Unet alone, or
+safetensors, which say as much as the bundled file if ddpm_basics.export wrote them.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ def load_weights(
     objective: str | None = None,
     schedule: str | None = None,
 ) -> tuple[GaussianDiffusion, Facts]:
-    """Load any of the four kinds of weight file into a network that fits it.
+    """Load any of the five kinds of weight file into a network that fits it.
 
-    The arguments are for what a file does not say, see ASSUMED: only the bundled file knows its
+    The arguments are for what a file does not say, see ASSUMED: only what we wrote knows its
     image size, and a Unet alone nothing of the process. Returns the diffusion in eval mode on the
     CPU, in fp32, and what was found. Raises UserError for everything that is no such file, and
     for one that says otherwise.
@@ -148,7 +148,7 @@ def check_size(size: Any, halvings: int, path: Path) -> None:
 
 
 def read_checkpoint(path: Path, mapped: bool = True) -> Any:
-    """Read a file of torch.save as data only: nothing in it is ever executed.
+    """Read a weight file as data only: nothing in it is ever executed.
 
     mapped: its tensors stay in the file until they are used. What a compiler or a wrapper for
     several processes has left in the names of weights is taken off. Raises UserError: DamagedFile

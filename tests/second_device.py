@@ -4,15 +4,13 @@ Its tensors lie on the CPU, but say that they do not, and refuse to meet those t
 would. All in Python, by torch's own hooks for such devices.
 """
 
-from contextlib import ExitStack
-
-import pytest
 import torch
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "second"
+LIBRARY = torch.library.Library("aten", "IMPL")
 MOVES = ("aten._to_copy.default", "aten.copy_.default")  # from one device to another
 # Places may be named from the CPU.
 INDEXING = ("aten.index.Tensor", "aten.index_put_.default", "aten._index_put_impl_.default")
@@ -32,6 +30,9 @@ class Remote(torch.Tensor):
 
     def tolist(self):
         return self.held.tolist()
+
+    def __reduce_ex__(self, protocol):  # torch.save
+        return self.held.__reduce_ex__(protocol)
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -79,31 +80,21 @@ def copy_from(source, target, non_blocking=False):
     return target
 
 
-class Module(getattr(backend_registration, "_DummyBackendModule", object)):
+class Module(backend_registration._DummyBackendModule):
     """What torch.autocast asks such a device."""
 
     def get_amp_supported_dtype(self):
         return [torch.bfloat16]
 
 
-@pytest.fixture(scope="module")
-def registered():
-    """Make the second device known to torch, once in a process."""
-    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
-        pytest.skip("this torch knows no devices in Python")
+def second_device():
+    """Make the device known to torch, for the rest of this process, and return it.
+
+    Nothing may have been differentiated in the process before: torch counts its devices then.
+    """
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Module())
-    library = torch.library.Library("aten", "IMPL")
-    library.impl("empty_strided", make_empty, "PrivateUse1")
-    library.impl("_copy_from", copy_from, "PrivateUse1")
-    yield
-
-
-@pytest.fixture
-def second(registered):
-    """The second device; with it, parameters of modules can be moved there."""
-    swap = torch.__future__.set_swap_module_params_on_conversion
-    with ExitStack() as stack:
-        stack.callback(swap, False)
-        swap(True)
-        stack.enter_context(Intercept())
-        yield torch.device(NAME)
+    LIBRARY.impl("empty_strided", make_empty, "PrivateUse1")
+    LIBRARY.impl("_copy_from", copy_from, "PrivateUse1")
+    torch.__future__.set_swap_module_params_on_conversion(True)  # so that parameters can move
+    Intercept().__enter__()
+    return torch.device(NAME)

@@ -110,11 +110,11 @@ def test_what_the_system_refuses(ending, tmp_path):
     assert code == 1
     assert said == (
         f"Error: No such file or directory ({tmp_path}/nowhere/a.png): "
-        "mend that or name another place.\n"
+        "fix that or choose another place.\n"
     )
     assert ending(OSError("the camera sleeps")) == (
         1,
-        "Error: the camera sleeps: mend that or name another place.\n",
+        "Error: the camera sleeps: fix that or choose another place.\n",
     )
 
 
@@ -128,7 +128,7 @@ def test_what_the_system_refuses(ending, tmp_path):
     ],
 )
 def test_memory_that_ends(ending, trouble):
-    assert ending(trouble) == (1, "Error: The memory is too small: draw fewer at a time.\n")
+    assert ending(trouble) == (1, "Error: Out of memory: draw fewer at a time.\n")
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("shapes differ"), ValueError("x"), KeyError("x")])

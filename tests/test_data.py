@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,15 @@ from ddpm_basics.fabrics.manifest import MANIFEST, Manifest, read_manifest, writ
 from ddpm_basics.images import find_images, read_folder
 
 ex3 = load_script("exercise3_train")
+
+
+def given(heldout, folder, results, size):
+    """The options that held-out images follow."""
+    return SimpleNamespace(
+        heldout=heldout, data=folder, results_dir=results, image_size=size, channels=3
+    )
+
+
 ALONE = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
 
 
@@ -77,9 +87,9 @@ def test_verify_names_every_file_that_is_not_right(verify, tiny_data, tmp_path):
         f"Passed over: 25\n  {folder}/00.txt (none of .bmp, ",
         "  ... and 5 more\n",
         f"Smaller than the network's images: 1\n  {folder}/small.png (only 5x9)\n",
-        f"Hardly a picture: 3\n  {folder}/b/clear.png (one colour)\n",
+        f"One colour or nearly black: 3\n  {folder}/b/clear.png (one colour)\n",
         f"  {folder}/dark.png (nearly black)\n",
-        f"BROKEN: 4\n  {folder}/a/empty.png is no image that can be read (an empty file)",
+        f"BROKEN: 4\n  {folder}/a/empty.png cannot be read as an image (an empty file)",
         f"  {folder}/a/noise.JPG is no image",
         f"  {folder}/b/cut.png is no image",
         f"  {folder}/lost.png is no image",
@@ -89,6 +99,15 @@ def test_verify_names_every_file_that_is_not_right(verify, tiny_data, tmp_path):
     assert "4 of 127 image files are broken, named above" in complaint
     assert "Found" not in said
     assert Path("training_samples_grid.png").exists()
+
+
+def test_large_pictures_are_no_concern(verify, tmp_path, monkeypatch):
+    """Pillow warns of many pixels, and means pictures that were made to fill the memory."""
+    folder = write_blocks(tmp_path / "large", 120, size=96)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert verify(folder)[0] == 0
 
 
 def test_too_little_to_train_on(verify, tmp_path):
@@ -204,11 +223,12 @@ def test_half_prepared_photographs_are_left_alone(few, tiny_data, capsys):
 
 
 def test_a_held_out_folder_of_ones_own(tiny_data, tmp_path):
-    found = data.read_heldout(tiny_data, tmp_path, tmp_path, 8, 3, ["b", "c"], ALONE)
+    found = data.read_heldout(given(tiny_data, tmp_path, tmp_path, 8), ["b", "c"], ALONE)
     assert torch.equal(found.images, torch.from_numpy(pixels(tiny_data)))
     assert found.labels.tolist() == [-1] * 60 + [0] * 60, "an unknown label is none"
+    few = write_blocks(tmp_path / "few", 9)
     with pytest.raises(UserError, match=r"holds 9 images .* at least 10 are needed"):
-        data.read_heldout(write_blocks(tmp_path / "few", 9), tmp_path, tmp_path, 8, 3, [], ALONE)
+        data.read_heldout(given(few, tmp_path, tmp_path, 8), [], ALONE)
 
 
 def test_drawn_fabrics_bring_their_own(few, monkeypatch):
@@ -216,23 +236,22 @@ def test_drawn_fabrics_bring_their_own(few, monkeypatch):
     monkeypatch.setattr(data, "FIXED_IMAGES", 12)
     results = Path("run")
     draw_fabrics(Path("mine"), count=12, size=16, workers=1)
-    first = data.read_heldout(None, Path("mine"), results, 16, 3, ["kente"], ALONE)
+    options = given(None, Path("mine"), results, 16)
+    first = data.read_heldout(options, ["kente"], ALONE)
     manifest = read_manifest(results / "heldout_fabrics")
     assert (manifest.split, manifest.size) == ("heldout", 16)
     before = {path: path.stat().st_mtime_ns for path in find_images(results)[0]}
     assert (first.labels == 0).sum() == 1, "one of twelve is a kente"
-    assert torch.equal(
-        first.images, data.read_heldout(None, Path("mine"), results, 16, 3, ["kente"], ALONE).images
-    )
+    assert torch.equal(first.images, data.read_heldout(options, ["kente"], ALONE).images)
     assert before == {path: path.stat().st_mtime_ns for path in find_images(results)[0]}
     trained = {image.tobytes() for image in pixels(Path("mine"))}
     assert not trained & {image.numpy().tobytes() for image in first.images}
 
 
 def test_photographs_have_none(few, tiny_data):
-    assert data.read_heldout(None, tiny_data, Path("run"), 8, 3, [], ALONE) is None
+    assert data.read_heldout(given(None, tiny_data, Path("run"), 8), [], ALONE) is None
     draw_fabrics(Path("unseen"), split="heldout", count=12, size=8, workers=1)
-    assert data.read_heldout(None, Path("unseen"), Path("run"), 8, 3, [], ALONE) is None
+    assert data.read_heldout(given(None, Path("unseen"), Path("run"), 8), [], ALONE) is None
     (Path("unseen") / MANIFEST).write_text("{")
-    assert data.read_heldout(None, Path("unseen"), Path("run"), 8, 3, [], ALONE) is None
+    assert data.read_heldout(given(None, Path("unseen"), Path("run"), 8), [], ALONE) is None
     assert not Path("run").exists()

@@ -66,7 +66,7 @@ def test_parts_stand_in_the_order_of_the_course():
              "Get ready", "Quick start", "1 - Noise", "The idea", "From picture to noise",
              "Exercise 1: generate (execute)", "2 - Denoising", "The step back", "The U-Net",
              "Sampling", "Exercise 2: explore (modify)", "3 - Training", "One step",
-             "Exercise 3: train (create)", "What the weights have learnt", "How good is it?",
+             "Exercise 3: train (create)", "What the weights have learned", "How good is it?",
              "Summary", "Check yourself"]  # fmt: skip
     assert titles == order
 
@@ -586,7 +586,7 @@ def skeleton(text):
 
 
 @pytest.mark.parametrize("key", ["exercise1", "exercise2", "verify"])
-def test_printed_output_is_what_the_commands_print(key, clone, site, tmp_path):
+def test_printed_output_is_what_the_commands_print(key, clone, tmp_path):
     """The outputs shown on the page against those of the same commands on a small network."""
     shown = json.loads((REFERENCE / "transcripts.json").read_text())[key]
     place = tmp_path / "clone"

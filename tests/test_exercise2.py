@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import ROOT, load_script, write_blocks
 from denoising_diffusion_pytorch import Unet
+from matplotlib.figure import Figure
 from PIL import Image
 from tiny_networks import SIZE, bundled, make_diffusion, teach
 from tqdm.auto import tqdm
@@ -338,19 +339,22 @@ def test_e_is_smooth_and_has_no_seam(everything, draw):
 
 
 @pytest.mark.parametrize("tool", ["/nowhere", __file__], ids=["missing", "not to be executed"])
-def test_e_does_without_ffmpeg_and_says_so_first(explore, monkeypatch, tool):
-    def draw(*args):
+def test_e_does_without_ffmpeg_and_says_so_first(explore, monkeypatch, tmp_path, tool):
+    def draw(*args, **more):
         assert "ffmpeg cannot be used (" in sys.stdout.getvalue()
-        return drawn(*args)
+        return drawn(*args, **more)
 
     drawn = exercise2.draw
     monkeypatch.setattr(exercise2, "draw", draw)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", tool)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/ddpm_fabric_morph.mp4").touch()  # of an earlier run
     folder, said = explore("e")
     assert said.out.count("a .gif is written, but no .mp4") == 1
     assert said.err.count("Traceback") == 0
     assert {path.name for path in folder.iterdir()} == {
-        "ddpm_fabric_morph.gif", "ddpm_fabric_morph.json"}  # fmt: skip
+        "ddpm_fabric_morph.gif", "ddpm_fabric_morph.json", "ddpm_fabric_morph.mp4"}  # fmt: skip
+    assert "ddpm_fabric_morph.mp4" not in said.out, "as if it had written it"
 
 
 def test_the_morph_of_the_shipped_weights_is_smooth():
@@ -458,12 +462,12 @@ def test_what_will_not_do_is_refused_before_anything_is_drawn(option, what, weig
 
 
 def test_f_without_labels(weights, data, tmp_path):
-    """What needs them is left out, in a sentence each."""
+    """What needs them is skipped, in a sentence each."""
     only = [row for row in exercise2.PARTS if row[0] == "f" and row[2] != "colour_demo.png"]
     folder, said = run_parts(tmp_path / "out", weights, data, "f", PARTS=only)
-    left_out = re.findall(r"left out (\w+)\.png, as .* does not know (.*)\.", said.out)
-    assert left_out == [("guidance_demo", "labels"), ("sdedit_demo", "labels"),
-                        ("classifier_demo", "the twelve traditions in colour")]  # fmt: skip
+    skipped = re.findall(r"skipped (\w+)\.png, as .* does not know (.*)\.", said.out)
+    assert skipped == [("guidance_demo", "labels"), ("sdedit_demo", "labels"),
+                       ("classifier_demo", "the twelve traditions in colour")]  # fmt: skip
     assert {path.stem for path in folder.iterdir()} == {
         "inpainting_demo", "tile_demo", "tile_demo_single"}  # fmt: skip
 
@@ -538,11 +542,11 @@ def test_bad_input(cli, weights, data, tmp_path):
     (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
     for options, words in {
         ("--weights", "none.pt"): "none.pt does not exist",
-        ("--data", "broken"): "a.png is no image that can be read",
+        ("--data", "broken"): "a.png cannot be read as an image",
         ("--data", "file"): "file is a file, not a folder",
         ("--data", data, "--output-dir", "file"): "Cannot write into file",
         ("--precision", "fp16", "--device", "cpu"): "fp16 needs a GPU",
-        ("--picture", "none.jpg"): "none.jpg is no image that can be read",
+        ("--picture", "none.jpg"): "none.jpg cannot be read as an image",
         ("--label", "kente"): "knows no kente.",
     }.items():
         done = cli.run("--part", "c", "--weights", weights, *options, cwd=tmp_path)
@@ -607,6 +611,13 @@ def test_pixels_and_distances():
     assert figures.distance(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.3)) == (
         pytest.approx(0.3)
     )
+
+
+def test_grey_stays_as_grey_as_it_is():
+    axes = Figure().subplots()
+    figures.show(axes, torch.tensor([[[0.4, 0.6]]]))
+    (picture,) = axes.images
+    assert picture.to_rgba(picture.get_array(), bytes=True)[0, :, 0].tolist() == [102, 153]
 
 
 def test_curves_leave_out_what_was_not_measured():

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import safetensors
 import torch
 from conftest import ROOT
 from tiny_networks import SIZE, bundled, labelled, make_diffusion
@@ -56,7 +57,6 @@ def check_facts(metadata, objective="pred_v"):
 
 def test_safetensors_there_and_back(run, weights, tmp_path):
     """The same network to the last bit, for whoever reads safetensors, and for exercise 1."""
-    safetensors = pytest.importorskip("safetensors")
     code, stdout, stderr = run(weights, "--to", "safetensors")
     assert code == 0, stderr
     assert "Wrote tiny.safetensors" in stdout
@@ -98,7 +98,6 @@ def test_what_others_trained(run, tmp_path):
     """Nobody here knows its licence, and what was assumed is called so."""
     torch.save(make_diffusion("pred_noise").state_dict(), tmp_path / "bare.pt")
     assert run("bare.pt", "--to", "safetensors")[0] == 0
-    safetensors = pytest.importorskip("safetensors")
     with safetensors.safe_open(tmp_path / "bare.safetensors", "pt") as file:
         metadata = file.metadata()
     assert metadata["objective"] == "pred_noise"

@@ -198,10 +198,6 @@ def test_golden_checksum(train_folder, train):
 @pytest.mark.parametrize(
     ("seed", "split", "index", "checksum"),
     [
-        (0, "train", 0, "c404f2d5edab26f0"),
-        (0, "train", 6, "4be94ba50bfbbe0d"),
-        (0, "train", 2, "d555f48d214ab722"),
-        (0, "train", 11, "d8bedcf6836be35b"),
         (0, "heldout", 0, "2c38af7354aaa69f"),
         (0, "heldout", 999, "fea41e5d5643942c"),
         (7, "train", 1000000000, "46cd41ab1a85ec0f"),
@@ -222,12 +218,6 @@ def test_image_depends_on_seed_split_and_index_alone(train, heldout):
 def test_worker_processes_do_not_matter(tmp_path, train, workers):
     draw_fabrics(tmp_path / "out", count=70, workers=workers)
     assert np.array_equal(load_fabrics(tmp_path / "out")[0], train[0][:70])
-
-
-def test_heldout_has_no_end():
-    far = render(0, 10**15, "heldout")
-    assert far.size == (64, 64)
-    assert short(far) != short(render(0, 10**15 + 12, "heldout"))
 
 
 @pytest.mark.parametrize("index", range(12))
@@ -456,18 +446,6 @@ def test_wrong_usage(argv, here, capsys):
     assert stop.value.code == 2
     assert "error:" in capsys.readouterr().err
     assert not list(here.iterdir())
-
-
-def test_help_shows_every_default(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["--help"])
-    shown = " ".join(capsys.readouterr().out.split())
-    assert stop.value.code == 0
-    for words in (
-        "usage: python -m ddpm_basics.fabrics", "(default: 1059)", "(default: 64)",
-        "african_fabric_processed, or african_fabric_heldout for heldout", "--skip-broken",
-    ):  # fmt: skip
-        assert words in shown
 
 
 def test_output_that_is_a_file(refused, here):

@@ -51,8 +51,8 @@ def test_a_gpu_that_this_build_has_no_kernels_for(monkeypatch, capsys):
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(torch, "ones", fail)
     assert hardware.pick_device("auto") == CPU
-    words = "The GPU cannot compute (CUDA error: no kernel image is available)"
-    assert capsys.readouterr().out == f"{words}, so the CPU does.\n"
+    words = "The GPU cannot be used (CUDA error: no kernel image is available)"
+    assert capsys.readouterr().out == f"{words}: using the CPU instead.\n"
     with pytest.raises(UserError, match=f"{re.escape(words)}: use --device cpu"):
         hardware.pick_device("cuda")
     assert hardware.pick_device("cpu") == CPU

@@ -181,11 +181,11 @@ def test_deep_tiffs_are_scaled_as_they_say(tmp_path, pixels, bits, channels, mea
         (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
         (
             lambda path: Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(path, "TIFF"),
-            "do not say which one is white: save it with 16 bits",
+            "do not define a white level: save it with 16 bits",
         ),
         (
             lambda path: Image.fromarray(np.full((9, 9), 200, np.int32)).save(path, "TIFF"),
-            "do not say which one is white: save it with 16 bits",
+            "do not define a white level: save it with 16 bits",
         ),
         (lambda path: Image.new("1", (20000, 20000)).save(path, "PNG"), "decompression bomb"),
     ],
@@ -195,7 +195,7 @@ def test_what_cannot_be_read_is_named_with_the_reason(tmp_path, damage, reason):
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     Image.fromarray(noise).save(path)
     damage(path)
-    with pytest.raises(UserError, match=rf"a\.png is no image that can be read \(.*{reason}"):
+    with pytest.raises(UserError, match=rf"a\.png cannot be read as an image \(.*{reason}"):
         decode(path)
 
 

@@ -13,8 +13,7 @@ from test_evaluation import CPU, as_pixels, changed, fabrics, replace, save
 from ddpm_basics.console import UserError
 from ddpm_basics.evaluation import distances, folders, inception
 from ddpm_basics.evaluation.__main__ import evaluate, main
-from ddpm_basics.evaluation.copies import find_neighbours
-from ddpm_basics.evaluation.folders import Fabrics, read_fabrics
+from ddpm_basics.evaluation.folders import read_fabrics
 
 torch_fidelity = pytest.importorskip("torch_fidelity")
 from torch_fidelity import metric_fid, metric_kid  # noqa: E402
@@ -207,16 +206,6 @@ def test_large_folders_stay_on_the_disk(tmp_path, weights, monkeypatch):
         then, now = (r["colours"]["samples"][part]["rgb"] for r in (before, after))
         assert now == pytest.approx(then, rel=1e-9)
     assert after["sizes"] == before["sizes"]
-
-
-def test_copies_in_a_late_part_are_found(monkeypatch):
-    train = fabrics(130, seed=1)
-    replace(monkeypatch, "BANK", 50)
-    samples = Fabrics(train.folder, train.labels[120:], train.pixels[120:].flip(-1))
-    found = find_neighbours(samples, train, CPU)
-    assert found.index[:, 0].tolist() == list(range(120, 130))
-    assert found.mirrored[:, 0].all()
-    assert found.distance[:, 0].max() == 0
 
 
 # ---- Weights -------------------------------------------------------------------------------------

@@ -727,11 +727,14 @@ def test_outputs_that_cannot_be_written_are_refused_at_once(cli, tiny_data, tmp_
     (tmp_path / "folder.pt").mkdir()
     os.mkfifo(tmp_path / "pipe.pt")
     for results, words_of_it in (("run", "--results-dir run is a file"),
-                                 ("pipe", "--weights-out pipe.pt is a folder or a device"),
-                                 ("folder", "--weights-out folder.pt is a folder")):  # fmt: skip
+                                 ("pipe", "pipe.pt is a folder or a device"),
+                                 ("folder", "folder.pt is a folder")):  # fmt: skip
         done = cli.run(*words(tiny_data, results=results), cwd=tmp_path)
         assert done.code == 1
         assert words_of_it in done.sentence
+    more = ("--weights-out", "run.safetensors")
+    done = cli.run(*words(tiny_data, *more, results="fresh"), cwd=tmp_path)
+    assert (done.code, "run.safetensors has to end in .pt" in done.sentence) == (1, True)
 
 
 def test_checkpoints_load_into_the_librarys_trainer_and_back(cli, tiny_data, whole_run, tmp_path):

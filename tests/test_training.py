@@ -42,9 +42,13 @@ def unlabelled(images):
     return Pictures(images, torch.full((len(images),), -1))
 
 
+def of(side):
+    """What the random numbers need to know of a diffusion."""
+    return SimpleNamespace(image_size=(side, side), num_timesteps=1000)
+
+
 def numbers_of(step, seed=7, count=8, images=120, size=4, side=None):
-    data = torch.Size((images, 3, size, size))
-    return draw_numbers(seed, step, count, data, side or size, 1000, CPU)
+    return draw_numbers(seed, step, count, torch.empty(images, 3, size, size), of(side or size))
 
 
 # ---- The loss ------------------------------------------------------------------------------------
@@ -350,7 +354,7 @@ def test_crops_are_squares_of_the_images_from_anywhere_in_them():
     images = torch.arange(9 * 3 * 6 * 8).reshape(9, 3, 6, 8)
     corners = {(top, left): 0 for top in range(3) for left in range(5)}
     for step in range(1, 21):
-        numbers = draw_numbers(7, step, 60, images.shape, 4, 1000, CPU)
+        numbers = draw_numbers(7, step, 60, images, of(4))
         assert numbers.noise.shape == (60, 3, 4, 4)
         squares = cut_squares(images, numbers.picked, numbers.corner, 4)
         for square, i, (top, left) in zip(squares, numbers.picked, numbers.corner.tolist(),
@@ -386,7 +390,7 @@ def test_t_is_uniform_and_noise_standard_normal():
 
 
 def fixed(images, seed=42):
-    return fixed_numbers(seed, torch.Size((images, 3, 8, 8)), 8, 1000, CPU)
+    return fixed_numbers(seed, torch.empty(images, 3, 8, 8), of(8))
 
 
 def test_fixed_images_come_from_every_folder():

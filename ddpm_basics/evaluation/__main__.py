@@ -35,13 +35,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddpm_basics import data
 from ddpm_basics.console import duration, new_parser, run_command, whole_number
 from ddpm_basics.evaluation.copies import Neighbours, copy_report, find_neighbours
 from ddpm_basics.evaluation.distances import SPLITS, distance_report, draw_splits
 from ddpm_basics.evaluation.features import feature_spaces, train_classifier
 from ddpm_basics.evaluation.folders import (
     DEFAULT_HELDOUT,
-    DEFAULT_TRAIN,
     HELDOUT_COUNT,
     Fabrics,
     read_folders,
@@ -76,7 +76,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("samples", type=Path, metavar="SAMPLES_DIR", help="folder of images to judge")
-    add("--train", type=Path, default=DEFAULT_TRAIN, metavar="DIR",
+    add("--train", type=Path, default=data.DEFAULT, metavar="DIR",
         help="folder of the training images")  # fmt: skip
     add("--heldout", type=Path, default=DEFAULT_HELDOUT, metavar="DIR",
         help="folder of images like the training images that no training saw; in the default one "

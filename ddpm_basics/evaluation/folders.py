@@ -14,12 +14,12 @@ from numpy.random import Generator
 from torch import Tensor
 
 from ddpm_basics.console import UserError
+from ddpm_basics.data import provide
 from ddpm_basics.fabrics.drawing import IMAGE_SIZE
 from ddpm_basics.fabrics.folder import draw_fabrics
 from ddpm_basics.fabrics.manifest import read_manifest
 from ddpm_basics.images import decode_all, label_of, list_images
 
-DEFAULT_TRAIN = Path("african_fabric_processed")
 DEFAULT_HELDOUT = Path("african_fabric_evaluation")  # drawn here, apart from the user's own
 HELDOUT_COUNT = 4000  # fabrics drawn where --heldout is not given
 HELDOUT_SEED = 1  # whatever --seed says; the training script watches those of seed 0
@@ -105,7 +105,8 @@ def read_folders(samples: Path, train: Path, heldout: Path) -> dict[str, Fabrics
     Held-out images that also stand among the others are left out. Raises UserError.
     """
     own = read_fabrics(samples)
-    known = read_fabrics(find_train(train), like=own)
+    provide(train)
+    known = read_fabrics(train, like=own)
     unseen = read_fabrics(find_heldout(heldout, known), like=own)
     return {"samples": own, "train": known, "heldout": leave_out_known(unseen, own, known)}
 
@@ -145,13 +146,6 @@ def read_pixels(folder: Path, files: Sequence[Path]) -> Tensor | PixelsOnDisk:
         return torch.from_numpy(np.stack([*pictures]))
     sizes = [picture.shape for picture in pictures]
     return PixelsOnDisk(folder, files, (len(files), *sizes[0]))
-
-
-def find_train(folder: Path) -> Path:
-    """Return the training folder; the default one is drawn where it is missing."""
-    if folder == DEFAULT_TRAIN and not folder.exists():
-        draw_fabrics(folder)
-    return folder
 
 
 def find_heldout(folder: Path, train: Fabrics) -> Path:

@@ -34,6 +34,7 @@ from ddpm_basics.evaluation.distances import (
 )  # fmt: skip
 from ddpm_basics.evaluation.folders import Fabrics
 from ddpm_basics.evaluation.intervals import split_interval
+from ddpm_basics.weight_files import read_checkpoint
 
 EXTRACTOR = "inception-v3-compat"  # torch-fidelity's default
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # that it fetches
@@ -88,8 +89,6 @@ def load_inception(file: str, device: torch.device) -> Any:
 
 def check_weights(path: Path) -> None:
     """Refuse a file that is missing, damaged, or wants to run code when torch-fidelity opens it."""
-    from ddpm_basics.weight_files import read_checkpoint  # only here: it waits for the library
-
     if not path.is_file():
         raise UserError(
             f"--inception {path} is no file: name torch-fidelity's {WEIGHTS}, or leave the name "

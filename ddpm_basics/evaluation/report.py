@@ -138,7 +138,7 @@ def print_inception(found: dict[str, Any], n: int) -> None:
         f"  All {row['samples']} samples, {row['heldout']} held-out images: FID {row['fid']:.4g}, "
         f"KID {row['kid']:.3g} ± {row['kid_spread']:.2g},\n"
         f"  Inception Score {row['inception_score']:.3g} ± {row['inception_score_spread']:.2g}. "
-        "FID hangs on these numbers: compare equal ones."
+        "FID depends on the number of images: compare equal counts only."
     )
 
 

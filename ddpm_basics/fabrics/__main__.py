@@ -30,18 +30,18 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         "Draw the fabrics of the data set, or crop photographs into the same layout.",
         prog="python -m ddpm_basics.fabrics",
     )
-    add, unset = parser.add_argument, argparse.SUPPRESS
+    add = parser.add_argument
     folders = f"folder to write (default: {OUTPUT['train']}, or {OUTPUT['heldout']} for heldout)"
-    add("--output", type=Path, default=unset, metavar="DIR", help=folders)
+    add("--output", type=Path, metavar="DIR", help=folders)
     add("--count", type=whole_number(1), default=COUNT, help="images to draw")
     add("--seed", type=whole_number(0), default=RANDOM_SEED, help="of the whole set")
     add("--split", choices=SPLITS, default="train", help="heldout fabrics are never train ones")
-    add("--photos", type=Path, default=unset, metavar="DIR", help="crop photographs instead")
+    add("--photos", type=Path, metavar="DIR", help="crop photographs instead")
     add("--skip-broken", action="store_true", help="exit with 0 in spite of broken photographs")
     add("--size", type=whole_number(8, 1024), default=IMAGE_SIZE, help="pixels on a side")
     add("--force", action="store_true", help="replace what this command wrote there before")
     add("--workers", type=whole_number(1, 512), default=CORES, help="processes")
-    options = parser.parse_args(argv, argparse.Namespace(output=None, photos=None))
+    options = parser.parse_args(argv)
     drawn = (options.count, options.seed, options.split)
     if options.photos is not None and drawn != (COUNT, RANDOM_SEED, "train"):
         parser.error("--count, --seed and --split go with drawn fabrics, not with --photos")

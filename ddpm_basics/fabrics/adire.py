@@ -50,7 +50,7 @@ def adire(cloth: Cloth) -> None:
         lambda u, v: lattice(u, v, few, 0.075),
         lambda u, v: dots(u, v, 3, 0.1),
         lambda u, v: np.maximum(zigzag(u, v, 3, 0.16, 0.10), np.maximum(abs(u), abs(v)) - 0.43),
-        lambda u, v: leaf(u, v),
+        leaf,
         lambda u, v: lozenges(u, v, 2, 0.09),
     ]
     layout = rng.choice(4, p=[0.3, 0.25, 0.25, 0.2])

@@ -43,7 +43,7 @@ drawn for the module DDPM Basics, where a diffusion model learns to draw more of
 For learning how generative models and classifiers work. Labels are exact, more pictures of the same
 kind can be drawn at will, and held-out ones show what a model has learned by heart.
 
-Not for knowing textiles. These are drawings in homage, made by rules that were taken from books;
+Not as a source on textiles. These are drawings in homage, made by rules that were taken from books;
 they are no authentic cloth, the people whose work they look up to had no part in them, and they
 should not be shown or sold as theirs.
 

@@ -22,7 +22,7 @@ def fugu(cloth: Cloth) -> None:
 
     Hand-woven strips in indigo, white and black, sewn up with flaring gores and embroidered at the
     neck. See Venice Lamb, "West African Weaving" (1975); Picton and Mack, "African Textiles"
-    (1989).
+    (1979).
     """
     rng = cloth.rng
     cloth.hold(turn=8, hand=0.005, sag=0.035)

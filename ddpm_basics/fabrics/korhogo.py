@@ -85,7 +85,7 @@ def korhogo(cloth: Cloth) -> None:
 
     Freehand or stencilled in brown-black on undyed cotton: fish, turtle, bird, crocodile, masked
     dancer, within bands of geometry. See John Gillow, "African Textiles" (2003); Picton and Mack,
-    "African Textiles" (1989).
+    "African Textiles" (1979).
     """
     rng = cloth.rng
     cloth.hold(turn=6, hand=0.013)

@@ -29,10 +29,10 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("command", choices=["export"], help="what to do")
     add("file", type=Path, metavar="FILE", help="weight file, of any kind that exercise 1 takes")
-    add("--to", choices=[*FORMATS], required=True, default=argparse.SUPPRESS,
+    add("--to", choices=[*FORMATS], required=True,
         help="safetensors: the weights, which exercise 1 loads, too; onnx: the network, which "
         "needs no PyTorch (requirements-extras.txt)")  # fmt: skip
-    add("--output", type=Path, default=argparse.SUPPRESS, metavar="FILE",
+    add("--output", type=Path, metavar="FILE",
         help="file to write (default: in this folder, under the same name)")  # fmt: skip
     return parser.parse_args(argv)
 
@@ -40,7 +40,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
 def export(options: argparse.Namespace) -> None:
     """Load, write, say so. Raises UserError."""
     started = time.perf_counter()
-    output = getattr(options, "output", Path(options.file.name).with_suffix(f".{options.to}"))
+    output = options.output or Path(options.file.name).with_suffix(f".{options.to}")
     check_output(output, f".{options.to}", may_replace=False)
     diffusion, facts = load_weights(options.file)
     print(facts.describe(options.file))
