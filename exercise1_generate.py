@@ -43,13 +43,13 @@ from denoising_diffusion_pytorch import GaussianDiffusion
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ddpm_basics import sample_folder as samples
 from ddpm_basics.console import UserError, duration, run_command
 from ddpm_basics.files import check_output, file_digest
 from ddpm_basics.hardware import autocast, describe, pick_device, pick_precision, prepare_to_sample
 from ddpm_basics.images import decode, save_picture, tile, to_picture
 from ddpm_basics.model import label_vectors
 from ddpm_basics.options import choose_labels, generate_options
-from ddpm_basics.sample_folder import claim_folder, image_path, missing_images, recorded_precision
 from ddpm_basics.sampling import (
     ancestral_step,
     check_steps,
@@ -119,7 +119,7 @@ def draw_all(
             for index, image in zip(batch, images.cpu(), strict=True):
                 picture = to_picture(image)
                 if options.samples_dir:
-                    save_picture(picture, image_path(options.samples_dir, index))
+                    save_picture(picture, samples.image_path(options.samples_dir, index))
                 if index < GRID_LIMIT:
                     shown[index] = picture
     return shown
@@ -127,7 +127,8 @@ def draw_all(
 
 def claim_outputs(options: argparse.Namespace, facts: Facts, precision: str) -> None:
     """Refuse, before any work, what cannot be written or would mix images of two settings."""
-    check_output(options.output, ".png", may_replace=str(options.output) == OUTPUT)
+    ours = str(options.output) == OUTPUT or samples.is_grid_of(options.samples_dir, options.output)
+    check_output(options.output, ".png", may_replace=ours)
     if options.samples_dir:
         typed = ("labels", "guidance", "sampler", "steps", "seed")
         settings = {
@@ -136,7 +137,7 @@ def claim_outputs(options: argparse.Namespace, facts: Facts, precision: str) -> 
             "image_size": facts.image_size, "precision": precision,
             "objective": facts.objective, "schedule": facts.schedule,
         }  # fmt: skip
-        claim_folder(options.samples_dir, settings)
+        samples.claim_folder(options.samples_dir, settings, options.output)
     elif options.num_samples > GRID_LIMIT:
         raise UserError(
             f"The grid holds {GRID_LIMIT} images at most: name a folder for all "
@@ -152,8 +153,8 @@ def setting(options: argparse.Namespace) -> str:
 
 def write_grid(options: argparse.Namespace, shown: dict[int, Image.Image], subject: str) -> None:
     """Write the grid; images that an earlier run has drawn come from the samples folder."""
-    count = min(options.num_samples, GRID_LIMIT)
-    pictures = [shown.get(i) or decode(image_path(options.samples_dir, i)) for i in range(count)]
+    count, folder = min(options.num_samples, GRID_LIMIT), options.samples_dir
+    pictures = [shown.get(i) or decode(samples.image_path(folder, i)) for i in range(count)]
     title = f"{count} new {subject}: {setting(options)}, seed {options.seed}"
     captions = [options.labels[i % len(options.labels)] for i in range(count) if options.labels]
     save_picture(tile(pictures, cell=160, title=title, captions=captions), options.output)
@@ -168,7 +169,7 @@ def generate(options: argparse.Namespace) -> None:
     if team.num_processes > 1:
         device = team.device
     if options.precision == "auto":
-        options.precision = recorded_precision(options.samples_dir)
+        options.precision = samples.recorded_precision(options.samples_dir)
     diffusion, facts = load_weights(
         options.weights, options.image_size, options.objective, options.schedule
     )
@@ -182,8 +183,7 @@ def generate(options: argparse.Namespace) -> None:
         claim_outputs(options, facts, precision)
     team.wait_for_everyone()
 
-    wanted = list(range(options.num_samples))
-    todo = missing_images(options.samples_dir, wanted) if options.samples_dir else wanted
+    todo = samples.missing_images(options.samples_dir, options.num_samples)
     team.wait_for_everyone()  # all have counted before the first image is written
     prepare_to_sample(diffusion, device, precision)
     mine = todo[team.process_index :: team.num_processes]

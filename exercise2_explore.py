@@ -162,7 +162,7 @@ def find_fabric(lab: Lab) -> tuple[Tensor, str]:
     if path:
         picture = decode(path, lab.noise.shape[-1], lab.diffusion.channels)
         return torch.from_numpy(from_picture(picture))[None] * 2 - 1, str(path)
-    print(f"{folder} holds no fabrics ('python -m ddpm_basics.fabrics' draws some): drawing one.")
+    print(f"No fabrics in {folder.absolute()} (see 'python -m ddpm_basics.fabrics'): drawing one.")
     *_, (_, _, x_0) = walk(lab, *lab.first(1), SAMPLING_STEPS["dpmpp"])
     return x_0.cpu(), f"drawn by the network from seed {seed}"
 

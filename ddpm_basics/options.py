@@ -52,15 +52,15 @@ def generate_options(
     """Read the command line of exercise 1; what follows the device or the weights is None."""
     parser = new_parser(
         description,
-        epilog="Image i depends on seed + i alone. With a samples folder the same command draws "
-        "only what is missing there.",
+        epilog="Image i depends on seed + i and its label alone. With a samples folder the same "
+        "command draws only what is missing there.",
     )
     add = parser.add_argument
     add("--weights", type=Path, default=default_weights(), help="weight file (.pt or .safetensors)")
     add("--num-samples", type=whole_number(1), default=num_samples, help="images to draw")
     add("--label",
-        help=f"what to draw: a tradition, all of them in turn, or none (default: {label}, where "
-        "the weights know any)")  # fmt: skip
+        help="what to draw: a tradition, such as kente (an unknown name lists them), all of them "
+        f"in turn, or none (default: {label}, where the weights know any)")  # fmt: skip
     add(
         "--guidance",
         type=real_number(0, 100),
@@ -103,6 +103,8 @@ def choose_labels(
     if wanted not in ("all", "none", *known):
         raise UserError(f"{options.weights} knows no {wanted}, but {', '.join(known)}.")
     options.labels = {"all": [*known], "none": []}.get(wanted, [wanted])
+    if options.guidance == 0:
+        options.labels = []  # what is not asked for should not stand below the pictures either
     if not options.labels:
         options.guidance = 1.0
     elif options.guidance is None:
@@ -122,7 +124,8 @@ def explore_options(
     add("--weights", type=Path, default=default_weights(), help="weight file (.pt or .safetensors)")
     add("--data", type=Path, default=data, help="folder of fabrics, for parts c, d, f and g")
     add("--picture", type=Path, metavar="FILE",
-        help="picture for parts c, d and f (default: one of the data)")  # fmt: skip
+        help="picture for parts c and d, and for sdedit_demo and inpainting_demo of part f "
+        "(default: one of the data)")  # fmt: skip
     add("--mask", type=Path, metavar="FILE",
         help="for inpainting_demo: white stays, black is new (default: two shapes)")  # fmt: skip
     add("--label", nargs="+",

@@ -143,6 +143,7 @@ def print_banner(run: Run) -> None:
     options, config = run.options, run.config
     parameters = sum(p.numel() for p in run.diffusion.model.parameters())
     passes = options.steps * run.effective_batch / len(run.data.images)
+    digits = 0 if passes >= 10 else 1
     side = run.diffusion.image_size[0]
     pixels = f"squares of {options.image_size}x{options.image_size}" if options.crop else "images"
     names = run.diffusion.label_names
@@ -159,7 +160,8 @@ def print_banner(run: Run) -> None:
         "Batch": f"{options.batch_size} x {options.gradient_accumulate} (accumulation) = "
         f"{run.effective_batch}",
         "Labels": ", ".join((*names[:24], "...") if len(names) > 24 else names) or "none",
-        "Steps": f"{run.step:,} to {options.steps:,}: {passes:,.0f} passes over the data in all",
+        "Steps": f"{run.step:,} to {options.steps:,}: {passes:,.{digits}f} passes over the data "
+        "in all",
         "Writes": f"{options.results_dir}/ every {options.save_every:,} steps, then "
         f"{options.weights_out}",
         "Stop": "Ctrl-C saves and leaves",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,29 @@ def image_path(folder: Path, index: int) -> Path:
     return folder / f"fabric_{index:04d}.png"
 
 
-def missing_images(folder: Path, indices: Iterable[int]) -> list[int]:
-    """Return those of the indices that have no image yet."""
-    return [index for index in indices if not image_path(folder, index).exists()]
+def missing_images(folder: Path | None, count: int) -> list[int]:
+    """Return which of the images 0 to count - 1 are not there yet: all, without a folder."""
+    return [i for i in range(count) if not (folder and image_path(folder, i).exists())]
 
 
 def recorded_precision(folder: Path | None) -> str:
     """Return the precision that a folder's images were drawn in; auto where there is none."""
-    record = read_json(folder / RECORD) if folder else None
-    recorded = record.get("precision") if record else None
+    recorded = recorded_in(folder).get("precision")
     return str(recorded) if recorded in PRECISIONS else "auto"
 
 
-def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder ready for images of these settings, and record them in it.
+def recorded_in(folder: Path | None) -> dict[str, Any]:
+    """Return what a folder says of its images."""
+    return (read_json(folder / RECORD) if folder else None) or {}
+
+
+def is_grid_of(folder: Path | None, output: Path) -> bool:
+    """Tell whether a grid is that of a folder's own images, which may be drawn anew."""
+    return recorded_in(folder).get("grid") == str(output.absolute())
+
+
+def claim_folder(folder: Path, settings: dict[str, Any], grid: Path) -> None:
+    """Make the folder ready for images of these settings; record them, and where their grid is.
 
     Raises UserError where it holds images of other settings, or fabrics of unknown origin.
     """
@@ -52,4 +60,4 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
         )
     check_folder(folder)
     remove_leftovers(folder)
-    write_json(record, settings)
+    write_json(record, {**settings, "grid": str(grid.absolute())})

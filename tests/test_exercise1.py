@@ -266,9 +266,11 @@ def test_no_label_is_the_plain_network(draw, draw_told, tmp_path):
     draw("--samples-dir", "plain", "--precision", "fp32")
     draw_told("--samples-dir", "none", "--label", "none")
     draw_told("--samples-dir", "zero", "--guidance", 0)
+    no_names = pixels(tmp_path / GRID).shape
     assert all_the_same(tmp_path / "plain", tmp_path / "none")
     assert all_the_same(tmp_path / "plain", tmp_path / "zero")
     draw_told("--samples-dir", "two")
+    assert no_names[0] < pixels(tmp_path / GRID).shape[0], "a label that was not asked for"
     draw_told("--samples-dir", "one", "--guidance", 1)
     two, one = fabrics(tmp_path / "two"), fabrics(tmp_path / "one")
     assert not any(same(two[name], one[name]) for name in two)
@@ -319,6 +321,19 @@ def test_a_second_run_draws_only_what_is_missing(draw, tmp_path):
     assert len(fabrics(folder)) == 7
 
 
+def test_the_grid_of_a_folder_may_be_drawn_anew(draw, tmp_path):
+    """With --output as well; a picture that has nothing to do with the folder stays."""
+    words = ("--samples-dir", "fabrics", "--output", "mine.png")
+    draw(*words, "--num-samples", 3)
+    before = (tmp_path / "mine.png").read_bytes()
+    draw(*words, "--num-samples", 4)
+    assert (tmp_path / "mine.png").read_bytes() != before
+    (tmp_path / "other.png").write_bytes(before)
+    done = draw("--samples-dir", "fabrics", "--output", "other.png", code=1)
+    assert "other.png exists already" in done.sentence
+    assert (tmp_path / "other.png").read_bytes() == before
+
+
 def test_a_damaged_image_in_the_folder_is_named(draw, tmp_path):
     draw("--samples-dir", "fabrics")
     path = tmp_path / "fabrics/fabric_0001.png"
@@ -353,7 +368,7 @@ def test_the_same_command_adopts_the_precision_of_the_first(draw, tmp_path):
         draw("--samples-dir", folder, "--precision", precision, "--num-samples", 1)
         assert recorded_precision(folder) == precision
         done = draw("--samples-dir", folder)
-        assert f" in {precision} (" in done.stdout
+        assert f" in {precision}\n" in done.stdout
         assert len(fabrics(folder)) == 5
     assert recorded_precision(tmp_path / "none") == recorded_precision(None) == "auto"
 

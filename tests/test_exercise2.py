@@ -288,7 +288,7 @@ def test_without_data_the_network_draws_the_fabric(explore, tmp_path):
     (tmp_path / "empty").mkdir()
     for name in ("nowhere", "empty"):
         folder, said = explore("cd", "--data", tmp_path / name)
-        assert f"{tmp_path / name} holds no fabrics ('python -m ddpm_basics.fabrics'" in said.out
+        assert f"No fabrics in {tmp_path / name} (see 'python -m ddpm_basics.fabrics'" in said.out
         for figure in ("forward_diffusion_demo", "noise_schedule_comparison"):
             assert numbers(folder, figure)["fabric"] == "drawn by the network from seed 42"
 

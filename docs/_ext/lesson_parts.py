@@ -141,7 +141,8 @@ class Lab(SphinxDirective):
         text = (
             f"**Lab.** :download:`{name}.ipynb <labs/{name}.ipynb>` has gaps to fill, a check "
             f"below each; :download:`{name}_solved.ipynb <labs/{name}_solved.ipynb>` the "
-            "solutions. Both lie in the folder ``docs/labs`` and run in Jupyter."
+            "solutions. Both lie in the folder ``docs/labs`` and run in Jupyter (``pip install "
+            "notebook``)."
         )
         if repository:
             colab = f"https://colab.research.google.com/github/{repository}/docs/labs/{name}.ipynb"
