@@ -49,7 +49,7 @@ from ddpm_basics.files import check_output, file_digest
 from ddpm_basics.hardware import autocast, describe, pick_device, pick_precision, prepare_to_sample
 from ddpm_basics.images import decode, save_picture, tile, to_picture
 from ddpm_basics.model import label_vectors
-from ddpm_basics.options import choose_labels, generate_options
+from ddpm_basics.options import choose_labels, generate_options, process_of
 from ddpm_basics.sampling import (
     ancestral_step,
     check_steps,
@@ -170,9 +170,7 @@ def generate(options: argparse.Namespace) -> None:
         device = team.device
     if options.precision == "auto":
         options.precision = samples.recorded_precision(options.samples_dir)
-    diffusion, facts = load_weights(
-        options.weights, options.image_size, options.objective, options.schedule
-    )
+    diffusion, facts = load_weights(options.weights, **process_of(options))
     precision = pick_precision(options.precision, device, diffusion, team)
     options.steps = options.steps or min(SAMPLING_STEPS[options.sampler], facts.timesteps)
     check_steps(facts.timesteps, options.steps)
@@ -206,7 +204,7 @@ def report(options: argparse.Namespace, drawn: int, seconds: float) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the exercise; return the exit code."""
     options = generate_options(
-        argv, __doc__.split("\n\n")[0], seed=RANDOM_SEED, num_samples=NUM_SAMPLES,
+        argv, __doc__, seed=RANDOM_SEED, num_samples=NUM_SAMPLES,
         label=LABEL, guidance=GUIDANCE, steps=SAMPLING_STEPS, batch_size=BATCH_SIZE, output=OUTPUT,
     )  # fmt: skip
     return run_command(

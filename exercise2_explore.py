@@ -59,7 +59,7 @@ from ddpm_basics.fabrics.drawing import TRADITIONS
 from ddpm_basics.files import check_folder, files_like, write_json
 from ddpm_basics.images import decode, find_images, from_picture, save_picture, to_picture
 from ddpm_basics.model import build_diffusion, label_vectors
-from ddpm_basics.options import choose_shown, explore_options
+from ddpm_basics.options import choose_shown, explore_options, process_of
 from ddpm_basics.weight_files import load_weights
 
 DATA = "african_fabric_processed"  # folder of fabrics
@@ -72,7 +72,7 @@ SHORT_STEPS = 15  # DPM-Solver++ steps, where many fabrics are drawn: parts e an
 STEP_COUNTS = (50, 100, 250, 500, 1000)  # DDIM steps
 FAST_STEP_COUNTS = (5, 10, 15, 20, 50)  # DPM-Solver++ steps
 NUM_SAMPLES = 1  # fabrics drawn at each number of steps
-CAPTURE_TIMESTEPS = (999, 800, 600, 400, 200, 100, 0)  # t; the nearest one visited is shown
+CAPTURE_TIMESTEPS = (999, 800, 600, 400, 200, 100, 0)  # t of 1000; the nearest visited is shown
 
 # Parts c to e
 FORWARD_TIMESTEPS = (0, 100, 250, 500, 750, 999)  # t
@@ -192,7 +192,8 @@ def part_b(lab: Lab, path: Path) -> dict[str, Any]:
     steps = min(SAMPLING_STEPS["ddim"], lab.diffusion.num_timesteps)
     visited = tqdm(walk(lab, *lab.first(1), steps, "ddim"), "b", steps)
     frames = [(t, x_t[0].cpu(), x_0[0].cpu()) for t, x_t, x_0 in visited]
-    nearest = {min(frames, key=lambda frame: abs(frame[0] - t))[0] for t in CAPTURE_TIMESTEPS}
+    wanted = [t * lab.diffusion.num_timesteps / 1000 for t in CAPTURE_TIMESTEPS]
+    nearest = {min(frames, key=lambda frame: abs(frame[0] - t))[0] for t in wanted}
     captured = [frame for frame in frames if frame[0] in nearest]
     figures.plot_reverse(path, captured)
     figures.film_reverse(path.with_suffix(".gif"), frames)
@@ -224,8 +225,7 @@ def part_d(lab: Lab, path: Path) -> dict[str, Any]:
               for name, own in levels.items()}  # fmt: skip
     figures.plot_schedules(path, processes, noised)
     times = sorted({*FORWARD_TIMESTEPS, 499})
-    rows = {name: figures.levels_at(process, times) for name, process in processes.items()}
-    return {"fabric": source, **rows}
+    return {"fabric": source, **{n: figures.levels_at(p, times) for n, p in processes.items()}}
 
 
 def part_e(lab: Lab, path: Path) -> dict[str, Any]:
@@ -404,7 +404,7 @@ def explore(options: argparse.Namespace) -> None:
     """Run the parts that were asked for."""
     started = time.perf_counter()
     device = hardware.pick_device(options.device)
-    diffusion, facts = load_weights(options.weights)
+    diffusion, facts = load_weights(options.weights, **process_of(options))
     precision = hardware.pick_precision(options.precision, device, diffusion)
     print(f"{facts.describe(options.weights)}; on {hardware.describe(device)} in {precision}")
     hardware.prepare_to_sample(diffusion, device, precision)
@@ -437,8 +437,8 @@ def explore(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the exercise; return the exit code."""
-    about, parts = __doc__.split("\n\n")[0], {Path(row[2]).stem: row[0] for row in PARTS}
-    options = explore_options(argv, about, parts=parts, seed=RANDOM_SEED, data=DATA)
+    parts = {Path(row[2]).stem: row[0] for row in PARTS}
+    options = explore_options(argv, __doc__, parts=parts, seed=RANDOM_SEED, data=DATA)
     return run_command(
         lambda: explore(options),
         after_interrupt=f"The parts that were finished are in {options.output_dir}.",

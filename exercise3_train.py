@@ -293,7 +293,7 @@ def train(options: argparse.Namespace) -> None:
     network = team.prepare_model(network)
     runs.start_records(run, compiled)
     meter, began = losses.Meter(run), run.step
-    with meter.bar, trackers.tracking(run), StopRequest(run) as stop:
+    with meter, trackers.tracking(run), StopRequest(run) as stop:
         for step in range(run.step + 1, options.steps + 1):
             loss = train_step(run, network, step)
             run.step = step
@@ -327,7 +327,7 @@ def main(argv: list[str] | None = None) -> int:
         "results_dir": Path(RESULTS_DIR), "save_every": SAVE_EVERY, "log_every": LOG_EVERY,
         "timesteps": TIMESTEPS, "weights_out": Path(WEIGHTS_OUT),
     }  # fmt: skip
-    options = train_options(argv, __doc__.split("\n\n")[0], defaults=defaults, quick=QUICK)
+    options = train_options(argv, __doc__, defaults=defaults, quick=QUICK)
     return run_command(
         lambda: verify(options) if options.verify else train(options),
         after_interrupt="Everything saved before is intact.",

@@ -53,6 +53,9 @@ def check_outputs(options: argparse.Namespace) -> None:
             f"{folder} holds another run ({kept[-1].name}): go on with it with --resume, or name "
             "another folder with --results-dir."
         )
+    if options.data.is_dir() and folder.resolve().is_relative_to(options.data.resolve()):
+        raise UserError(f"--results-dir {folder} lies in the data folder, so its samples would be "
+                        "trained on: name another folder.")  # fmt: skip
     check_folder(folder)
     check_output(out, ".pt", may_replace=True)  # what is there is kept under another name
 
@@ -62,7 +65,8 @@ def save_checkpoint(run: Run) -> Path:
 
     Raises UserError when the weights are not finite: the last good checkpoint stays the newest.
     """
-    norms = torch._foreach_norm([p.detach() for p in run.diffusion.parameters()])
+    both = (*run.diffusion.parameters(), *run.ema.ema_model.parameters())
+    norms = torch._foreach_norm([p.detach() for p in both])
     if not torch.isfinite(torch.stack(norms)).all():
         raise UserError(not_finite_message(run, f"The weights after step {run.step} are"))
     note_progress(run)
@@ -203,19 +207,29 @@ def newest_good_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
                 f"{path} holds {kind} without {', '.join(lacking)}, so it cannot be resumed: start "
                 f"from its weights with --init-weights {path} and another --results-dir."
             )
+        if others := other_checkpoints(folder):
+            print(
+                f"Passed over: {', '.join(others)}, as only model-NUMBER.pt is resumed.", flush=True
+            )
         return path, state
     if damaged:
         raise UserError(
             f"No checkpoint in {folder} can be read ({', '.join(damaged)}); choose another "
             "--results-dir for a new run."
         )
-    if others := sorted(path.name for path in folder.glob("model-*.pt")):
+    if others := other_checkpoints(folder):
         raise UserError(
             f"{folder} holds no model-STEP.pt, but {', '.join(others)}: rename the one to go on "
             "from to model-NUMBER.pt, or start from its weights with --init-weights and another "
             "--results-dir."
         )
     return None
+
+
+def other_checkpoints(folder: Path) -> list[str]:
+    """Return the names of files in a folder that look like checkpoints, but are not numbered."""
+    paths = [path for path in folder.glob("*.pt") if not NUMBERED.fullmatch(path.stem)]
+    return sorted(p.name for p in paths if p.match("model-*.pt") or {"model", "opt"} & {*peek(p)})
 
 
 def follow_process(options: argparse.Namespace, path: Path, found: Mapping[str, Any]) -> None:

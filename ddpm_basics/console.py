@@ -12,6 +12,7 @@ import math
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,16 +32,16 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def new_parser(
-    description: str, epilog: str = "", prog: str | None = None
+    description: str | None, epilog: str = "", prog: str | None = None
 ) -> argparse.ArgumentParser:
-    """Return a parser whose --help shows every default.
+    """Return a parser whose --help shows every default, and the first paragraph of a description.
 
     From now on the command's output escapes what the terminal cannot show, names of files, say.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # Python itself does so for stderr
     return argparse.ArgumentParser(
-        description=description,
+        description=(description or "").split("\n\n")[0],  # python -OO has no docstrings
         formatter_class=HelpFormatter,
         allow_abbrev=False,
         epilog=epilog,
@@ -84,6 +85,11 @@ def real_number(minimum: float, below: float = math.inf) -> Callable[[str], floa
         raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least {minimum:g}{end}")
 
     return convert
+
+
+def same_letters(text: str) -> str:
+    """Return a name in the form that is compared: accents within their letters (NFC)."""
+    return unicodedata.normalize("NFC", text)
 
 
 def run_command(work: Callable[[], None], after_interrupt: str, if_memory_ends: str) -> int:

@@ -82,6 +82,9 @@ def read_images(
     else:
         found = read_folder(folder, size, MIN_IMAGES, channels)
     names = sorted(set(found.labels) - {""})
+    if taken := {"all", "none"} & {*names}:
+        raise UserError(f"A folder of pictures in {folder} is named {taken.pop()}, which --label "
+                        "takes for something else: rename it.")  # fmt: skip
     return numbered(found, names), names, found.digests()
 
 

@@ -45,10 +45,10 @@ def describe_weights(path: Path, facts: Facts) -> dict[str, str]:
         "dim_mults": json.dumps(facts.dim_mults),
         "range": "images are -1 to 1",
         "clipping": "every guess of x_0 is clipped to -1 to 1",
-        "labels": json.dumps(facts.labels, ensure_ascii=False),
+        "labels": json.dumps(facts.labels),
         "assumed": json.dumps(facts.assumed),
         "licence": licence,
-        "provenance": json.dumps(config | source, ensure_ascii=False, default=str),
+        "provenance": json.dumps(config | source, default=str),
     }
 
 
@@ -60,8 +60,15 @@ def halved(tensor: Tensor) -> Tensor:
 
 
 def write_safetensors(diffusion: GaussianDiffusion, path: Path, metadata: dict[str, str]) -> None:
-    """Write weights and buffers under the library's names, and `label_table` beside them."""
-    tensors = {name: halved(tensor) for name, tensor in diffusion.state_dict().items()}
+    """Write weights and buffers under the library's names, and `label_table` beside them.
+
+    An assumed process is left out: buffers would pass for what the file had said.
+    """
+    assumed = {"objective", "schedule"} & {*json.loads(metadata["assumed"])}
+    known = (diffusion.model if assumed else diffusion).state_dict(prefix="model." * bool(assumed))
+    if diffusion.label_names:
+        known["label_table"] = diffusion.label_table
+    tensors = {name: halved(tensor) for name, tensor in known.items()}
     with write_atomically(path) as temporary:
         temporary.write_bytes(save(tensors, metadata))
 
@@ -92,7 +99,7 @@ def write_onnx(diffusion: GaussianDiffusion, path: Path, metadata: dict[str, str
     store_halves(model.graph)
     onnx.helper.set_model_props(model, metadata)
     with write_atomically(path) as temporary:
-        onnx.save(model, str(temporary))
+        temporary.write_bytes(model.SerializeToString())
 
 
 def strip(graph: Any) -> None:

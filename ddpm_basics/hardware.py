@@ -22,14 +22,29 @@ from ddpm_basics.console import UserError
 PROBE_IMAGES, PROBE_RUNS = 4, 3  # of a trial of a precision: tens of milliseconds
 WORTHWHILE = 1.15  # speed-up over fp32 that another precision has to reach
 UNITS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # of processors, the fastest first
+FORGOTTEN = ("ACCELERATE_TORCH_DEVICE", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP",
+             "ACCELERATE_USE_MEGATRON_LM")  # fmt: skip
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def forget_environment() -> None:
+    """Forget what the environment says against the command line, since accelerate follows it.
+
+    That is a device, other ways of training (DeepSpeed and the like), and the rank of a process
+    that no launcher has started.
+    """
+    unlaunched = () if "MASTER_ADDR" in os.environ else ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    for name in (*FORGOTTEN, *unlaunched):
+        os.environ.pop(name, None)
 
 
 def pick_device(name: str) -> torch.device:
     """Return the device for auto, cpu, cuda or mps; auto takes a GPU where there is one that works.
 
-    Raises UserError for one that this machine or this build of torch does not have.
+    From now on the environment has no say in it. Raises UserError for one that this machine or this
+    build of torch does not have.
     """
+    forget_environment()
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm.auto import tqdm
 
-from ddpm_basics.console import UserError
+from ddpm_basics.console import UserError, same_letters
 from ddpm_basics.files import write_atomically
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp"}  # or upper case
@@ -80,7 +80,7 @@ def why_no_image(path: Path) -> str:
 def label_of(path: Path, folder: Path) -> str:
     """Return a picture's label: the path of its folder below the data folder, or ""."""
     below = path.relative_to(folder).parent
-    return "" if below == Path(".") else below.as_posix()
+    return "" if below == Path(".") else same_letters(below.as_posix())
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -31,12 +32,14 @@ CSV_COLUMNS = [
     *(f"train_quarter{i}" for i in range(QUARTERS)),
     *(f"heldout_quarter{i}" for i in range(QUARTERS)),
 ]
+HEAD = ",".join(CSV_COLUMNS) + "\n"
 
 
 class Meter:
     """Reads the losses, shows them and the pace in a bar, and writes the rows of losses.csv.
 
     Rows of later steps than the run's, which a resumed run will write again, are removed first.
+    Rows that could not be written go into another file at the end of the block.
     """
 
     def __init__(self, run: Run) -> None:
@@ -54,6 +57,17 @@ class Meter:
         )
         self.step, self.started = run.step, time.perf_counter()
         self.looked = self.started
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        if self.unwritten:
+            path = unused_name(self.path)
+            with suppress(OSError):
+                write_rows(path, self.unwritten)
+                self.run.say(f"The last {len(self.unwritten)} rows of {self.path} are in {path}.")
 
     def add(self, loss: Tensor, read: bool) -> None:
         """Count a step and its loss; `read` the losses so far from the device.
@@ -154,9 +168,11 @@ def read_losses(path: Path) -> list[dict[str, float]]:
 
 
 def whole_lines(path: Path) -> str:
-    """Return a text file without a torn last line, whatever a spreadsheet has made of it."""
+    """Return the lines of the table, but a torn last one, whatever a spreadsheet has made of it."""
     text = path.read_text("utf-8-sig", errors="replace") if path.exists() else ""
-    return text[: text.rfind("\n") + 1]
+    *whole, last = text.split("\n")
+    torn = whole and last.count(",") < len(CSV_COLUMNS) - 1
+    return "".join(f"{line}\n" for line in (whole if torn else [*whole, last]) if line)
 
 
 def trim_losses(path: Path, step: int) -> None:
@@ -164,14 +180,19 @@ def trim_losses(path: Path, step: int) -> None:
 
     A file with anything else in it than rows of ours is kept beside it.
     """
-    rows, head = read_losses(path), ",".join(CSV_COLUMNS) + "\n"
-    if whole_lines(path) not in ("", head + "".join(map(format_row, rows))):
+    rows = read_losses(path)
+    if whole_lines(path) not in ("", HEAD + "".join(map(format_row, rows))):
         aside = unused_name(path.with_name("losses.previous.csv"))
         path.rename(aside)
         print(f"{path} was changed by another program; it is {aside} now, and {len(rows)} rows "
               "of it could be read.", flush=True)  # fmt: skip
+    write_rows(path, [row for row in rows if row["step"] <= step])
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, float]]) -> None:
+    """Write a table anew."""
     with write_atomically(path) as temporary:
-        temporary.write_text(head + "".join(format_row(r) for r in rows if r["step"] <= step))
+        temporary.write_text(HEAD + "".join(map(format_row, rows)))
 
 
 def draw_curve(run: Run) -> None:

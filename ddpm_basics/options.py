@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ddpm_basics.console import UserError, new_parser, real_number, whole_number
+from ddpm_basics.console import UserError, new_parser, real_number, same_letters, whole_number
 from ddpm_basics.datasets import CACHE, DATA_SETS, find_data_set, usual_size
 from ddpm_basics.sampling import SCHEDULES
 
@@ -37,9 +37,25 @@ def add_common(parser: argparse._ActionsContainer, seed: int) -> None:
     add("--seed", type=whole_number(0), default=seed, help="of all random numbers")
 
 
+def add_process(parser: argparse.ArgumentParser) -> None:
+    """Add what some weight files do not say; see process_of."""
+    add = parser.add_argument
+    add("--image-size", type=whole_number(1),
+        help="pixels per side, for weights that do not say it (default: 64)")  # fmt: skip
+    add("--objective", choices=OBJECTIVES,
+        help="what the network predicts, for such weights (default: pred_v)")  # fmt: skip
+    add("--schedule", choices=SCHEDULES,
+        help="noise schedule, for such weights (default: sigmoid)")  # fmt: skip
+
+
+def process_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what was typed of add_process, as load_weights takes it."""
+    return {name: getattr(options, name) for name in ("image_size", "objective", "schedule")}
+
+
 def generate_options(
     argv: Sequence[str] | None,
-    description: str,
+    description: str | None,
     *,
     seed: int,
     num_samples: int,
@@ -58,7 +74,7 @@ def generate_options(
     add = parser.add_argument
     add("--weights", type=Path, default=default_weights(), help="weight file (.pt or .safetensors)")
     add("--num-samples", type=whole_number(1), default=num_samples, help="images to draw")
-    add("--label",
+    add("--label", type=same_letters,
         help="what to draw: a tradition, such as kente (an unknown name lists them), all of them "
         f"in turn, or none (default: {label}, where the weights know any)")  # fmt: skip
     add(
@@ -73,12 +89,7 @@ def generate_options(
     add("--output", type=Path, default=output, help="the grid of images (.png)")
     add("--samples-dir", type=Path,
         help="folder for single images as well (default: none are written)")  # fmt: skip
-    add("--image-size", type=whole_number(1),
-        help="pixels per side, for weights that do not say it (default: 64)")  # fmt: skip
-    add("--objective", choices=OBJECTIVES,
-        help="what the network predicts, for such weights (default: pred_v)")  # fmt: skip
-    add("--schedule", choices=SCHEDULES,
-        help="noise schedule, for such weights (default: sigmoid)")  # fmt: skip
+    add_process(parser)
     batches = ", ".join(f"{count} on {device}" for device, count in batch_size.items())
     add("--batch-size", type=whole_number(1),
         help=f"images at once; changes speed and memory only (default: {batches})")  # fmt: skip
@@ -112,7 +123,12 @@ def choose_labels(
 
 
 def explore_options(
-    argv: Sequence[str] | None, description: str, *, parts: Mapping[str, str], seed: int, data: str
+    argv: Sequence[str] | None,
+    description: str | None,
+    *,
+    parts: Mapping[str, str],
+    seed: int,
+    data: str,
 ) -> argparse.Namespace:
     """Read the command line of exercise 2; `parts` holds {name of a figure: its part}."""
     parser = new_parser(description)
@@ -128,10 +144,11 @@ def explore_options(
         "(default: one of the data)")  # fmt: skip
     add("--mask", type=Path, metavar="FILE",
         help="for inpainting_demo: white stays, black is new (default: two shapes)")  # fmt: skip
-    add("--label", nargs="+",
+    add("--label", nargs="+", type=same_letters,
         help="for part f: what to draw (default: four of the weights' labels; around a region, "
         "that of the picture's folder)")  # fmt: skip
     add("--output-dir", type=Path, default=".", help="where figures and measurements go")
+    add_process(parser)
     add_common(parser, seed)
     return parser.parse_args(argv)
 
@@ -153,7 +170,7 @@ def choose_shown(
 
 def train_options(
     argv: Sequence[str] | None,
-    description: str,
+    description: str | None,
     *,
     defaults: Mapping[str, Any],
     quick: Mapping[str, Any],
@@ -214,7 +231,7 @@ def choose_loss_weight(options: argparse.Namespace) -> None:
                         f"or --loss-weight simple with {options.objective}.")  # fmt: skip
 
 
-def training_parser(description: str, usual: Mapping[str, Any]) -> argparse.ArgumentParser:
+def training_parser(description: str | None, usual: Mapping[str, Any]) -> argparse.ArgumentParser:
     """Return the table of exercise 3's options, in four groups; `usual` are their defaults."""
     parser = new_parser(description)
     what = parser.add_mutually_exclusive_group(required=True)

@@ -205,9 +205,11 @@ def finish(run: Run, first: int) -> None:
     previous = export_weights(run.ema.ema_model, out, run.step, run.config)
     if previous:
         print(f"The weights that were at {out} are now {previous}")
+    folder = run.options.results_dir
+    there = [name for name in ("losses.csv", "loss_curve.png") if (folder / name).is_file()]
     print(
-        f"Wrote {out} (EMA weights of step {run.step:,}), samples, losses.csv and loss_curve.png "
-        f"in {run.options.results_dir}; training took {duration(run.seconds)}. Draw more "
+        f"Wrote {out} (EMA weights of step {run.step:,}), {', '.join(['samples', *there])} "
+        f"in {folder}; training took {duration(run.seconds)}. Draw more "
         f"with: python exercise1_generate.py --weights {out}"
     )
 

@@ -38,7 +38,9 @@ class Levels(NamedTuple):
 
     def log_snr(self, t: int) -> float:
         """Return lambda_t = log(alpha_t / sigma_t), half the logarithm of the SNR."""
-        return math.log(self.alpha[t] / self.sigma[t])
+        # Some schedules end in pure noise (Lin 2023), others begin without any.
+        snr = self.alpha[t] / self.sigma[t] if self.sigma[t] else math.inf
+        return math.log(snr) if snr else -math.inf
 
 
 # ---- Noise ---------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -176,8 +177,11 @@ def compile_checked(
     if next(unet.parameters()).is_cuda:
         options["triton.cudagraphs"] = True  # 600 small kernels are then started by one call
     known = torch._inductor.list_options()
+    torch._dynamo.config.suppress_errors = False  # whatever the environment says
     eager = take_gradients(network, loss)
     try:
+        if torch._dynamo.config.disable or os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+            raise RuntimeError("the environment turns it off")
         unet.compile(options={name: value for name, value in options.items() if name in known})
         together, worst = gradients_apart(take_gradients(network, loss), eager)
         if together < SAME_GRADIENTS and worst < SAME_GRADIENT:

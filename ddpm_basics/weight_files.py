@@ -25,7 +25,8 @@ import torch
 from denoising_diffusion_pytorch import GaussianDiffusion
 from denoising_diffusion_pytorch import denoising_diffusion_pytorch as library
 from denoising_diffusion_pytorch.version import __version__ as LIBRARY_VERSION
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
 from torch import Tensor
 
 from ddpm_basics.console import UserError, one_line
@@ -161,14 +162,14 @@ def read_checkpoint(path: Path, mapped: bool = True) -> Any:
         )
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a weight file (.pt).")
-    if path.suffix.lower() == ".safetensors":
-        return read_safetensors(path)
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
         raise DamagedFile(f"{path} is damaged, as it is empty: fetch or copy it again.")
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is only a Git LFS pointer: run 'git lfs pull' to get the weights.")
+    if path.suffix.lower() == ".safetensors":
+        return read_safetensors(path)
     is_zip = zipfile.is_zipfile(path)
     if start.startswith(b"PK") and not is_zip:
         raise DamagedFile(f"{path} is damaged, as it is cut off: fetch or copy it again.")
@@ -177,7 +178,7 @@ def read_checkpoint(path: Path, mapped: bool = True) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            mmap = mapped and is_zip
+            mmap = mapped and is_zip and can_be_mapped(path)
             return strip_wrappers(torch.load(path, "cpu", weights_only=True, mmap=mmap))
     except OSError:
         raise
@@ -203,12 +204,14 @@ def read_safetensors(path: Path) -> dict[str, Any]:
 
     Raises DamagedFile.
     """
+    content = path.read_bytes()  # safetensors opens no file whose name is no text
     try:
-        with safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
-            state = {f"ema_model.{name}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = safetensors.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        facts = header.get("__metadata__", {})
+        state = {f"ema_model.{name.removeprefix('ema_model.')}": tensors[name] for name in tensors}
         config = dict(json.loads(facts.get("provenance", "{}")))
-        if "image_size" in facts:
+        if "image_size" in facts and "image_size" not in json.loads(facts.get("assumed", "[]")):
             config["image_size"] = int(facts["image_size"])
         names = json.loads(facts.get("labels", "[]"))
     except (SafetensorError, *UNREADABLE) as error:
@@ -249,19 +252,32 @@ def check_bytes(path: Path) -> None:
                           "copy it again.")  # fmt: skip
 
 
+def can_be_mapped(path: Path) -> bool:
+    """Tell whether torch can map a file: not one whose name is no text."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def strip_wrappers(content: Any) -> Any:
-    """Take the names of torch.compile and DistributedDataParallel out of all keys."""
+    """Take the names of torch.compile and DistributedDataParallel out of the names of tensors."""
     if not isinstance(content, dict):
         return content
-    names = [re.sub(r"_orig_mod\.|module\.", "", key) if isinstance(key, str) else key
-             for key in content]  # fmt: skip
-    return dict(zip(names, map(strip_wrappers, content.values()), strict=True))
+    return {
+        re.sub(r"_orig_mod\.|module\.", "", key)
+        if isinstance(key, str) and isinstance(value, Tensor)
+        else key: strip_wrappers(value)
+        for key, value in content.items()
+    }
 
 
 def peek(path: Path) -> dict[str, Any]:
     """Return what a checkpoint holds, its tensors unread; nothing where it cannot be read."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        mmap = can_be_mapped(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception:  # absent, damaged or somebody else's: all the same here
         return {}
     return content if isinstance(content, dict) else {}
@@ -284,6 +300,8 @@ def unwrap_checkpoint(checkpoint: Any, path: Path) -> tuple[str, dict[str, Any]]
             "train again with version 2, or draw with the old one."
         )
     kind, state = "bare weights", checkpoint
+    if any(str(key).startswith("ema_model.") for key in checkpoint):  # of the library's EMA alone
+        checkpoint = {"ema": checkpoint}
     if isinstance(checkpoint.get("ema"), dict):
         kind = "EMA weights of a training checkpoint" if "model" in checkpoint else "EMA weights"
         state = {
@@ -296,7 +314,13 @@ def unwrap_checkpoint(checkpoint: Any, path: Path) -> tuple[str, dict[str, Any]]
         kind = "bare U-Net weights"
         state = {f"model.{key}": value for key, value in state.items()}
     if not isinstance(state.get("model.init_conv.weight"), Tensor):
-        raise UserError(f"{path} holds no U-Net of denoising-diffusion-pytorch 2.x.")
+        inside = [str(key) for key, value in checkpoint.items() if holds_unet(value)]
+        what = "no U-Net of denoising-diffusion-pytorch 2.x"
+        if inside:
+            what = (
+                f"weights in an entry '{one_line(inside[0], 40)}' and no EMA: save that entry alone"
+            )
+        raise UserError(f"{path} holds {what}.")
     if "model.mid_attn.mem_kv" not in state:
         kind = (
             "its network with classes" if "model.classes_emb.weight" in state else "its version 1"
@@ -304,6 +328,12 @@ def unwrap_checkpoint(checkpoint: Any, path: Path) -> tuple[str, dict[str, Any]]
         raise UserError(f"{path} holds no plain U-Net of denoising-diffusion-pytorch 2.x, but one "
                         f"of {kind}.")  # fmt: skip
     return kind, state
+
+
+def holds_unet(content: Any) -> bool:
+    """Tell whether an entry of a checkpoint holds the weights of a U-Net."""
+    names = map(str, content) if isinstance(content, dict) else ()
+    return any(name.endswith("init_conv.weight") for name in names)
 
 
 def unet_arguments(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -377,7 +407,9 @@ def find_process(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
         return {}
     try:
         return {
-            "objective": objective_name(state["loss_weight"], state["alphas_cumprod"]),
+            "objective": objective_name(
+                state["loss_weight"].float(), state["alphas_cumprod"].float()
+            ),
             "schedule": schedule_name(state["betas"]),
             "timesteps": len(state["betas"]),
         }
@@ -438,6 +470,8 @@ def fill_diffusion(
     diffusion.load_state_dict(
         {name: value.to(torch.float32, copy=True) for name, value in state.items()}, assign=True
     )
+    if not diffusion.sqrt_alphas_cumprod.isfinite().all():
+        raise UserError(f"The noise schedule in {path} is not finite: its betas go beyond 1.")
     if not all(weight.abs().max() <= LARGEST for weight in diffusion.parameters()):
         raise UserError(f"The weights in {path} are not all finite, or beyond {LARGEST:,}: its "
                         "training diverged.")  # fmt: skip

@@ -33,7 +33,7 @@ def test_numbers(convert, good, bad):
     for text, number in good.items():
         assert convert(text) == number
     for text in bad:
-        with pytest.raises(argparse.ArgumentTypeError, match=f"^'{text}' is not a .*number from"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"^'{text}' is not a .*number "):
             convert(text)
 
 

@@ -90,9 +90,9 @@ def test_verify_names_every_file_that_is_not_right(verify, tiny_data, tmp_path):
         f"One colour or nearly black: 3\n  {folder}/b/clear.png (one colour)\n",
         f"  {folder}/dark.png (nearly black)\n",
         f"BROKEN: 4\n  {folder}/a/empty.png cannot be read as an image (an empty file)",
-        f"  {folder}/a/noise.JPG is no image",
-        f"  {folder}/b/cut.png is no image",
-        f"  {folder}/lost.png is no image",
+        f"  {folder}/a/noise.JPG cannot be read as an image",
+        f"  {folder}/b/cut.png cannot be read as an image",
+        f"  {folder}/lost.png cannot be read as an image",
     ):
         assert text in said
     assert ["(no", "label)", "2"] in [line.split() for line in said.splitlines()]
@@ -144,6 +144,14 @@ def test_only_folders_that_hold_pictures_are_labels(train, tiny_data, tmp_path):
     assert code == 0, complaint
     assert [line.split(maxsplit=1)[1] for line in said.splitlines() if "Labels" in line] == [
         "test/2, train/10"], "nobody overlooks what they are"  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["all", "none"])
+def test_names_that_mean_something_else_are_refused(tmp_path, name):
+    folder = write_blocks(tmp_path / "data", 120)
+    (folder / "a").rename(folder / name)
+    with pytest.raises(UserError, match=f"named {name}, which --label takes for something else"):
+        data.read_images(folder, 8, 3)
 
 
 def test_training_in_grey(train, tmp_path, capsys):

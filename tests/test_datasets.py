@@ -281,9 +281,9 @@ def test_flips_are_off_where_they_are():
     steps = {}
     for flip in ("on", "off"):
         run = SimpleNamespace(
-            options=SimpleNamespace(seed=1, flip=flip), effective_batch=64, side=8,
-            data=SimpleNamespace(images=torch.zeros(9, 1, 8, 8)), device=torch.device("cpu"),
-            diffusion=SimpleNamespace(num_timesteps=10),
+            options=SimpleNamespace(seed=1, flip=flip), effective_batch=64,
+            data=SimpleNamespace(images=torch.zeros(9, 1, 8, 8)),
+            diffusion=SimpleNamespace(num_timesteps=10, image_size=(8, 8)),
         )  # fmt: skip
         steps[flip] = Run.numbers(run, 1)
     assert steps["on"].flip.any()

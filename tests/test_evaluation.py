@@ -666,7 +666,8 @@ def test_photographs_need_a_heldout_folder(refused, folders):
 def test_versions_of_the_fabrics_must_agree(refused, here, folders):
     for name, version in (("train", "1"), ("heldout", "2")):
         save(fabrics(50, seed=int(version)), here / name)
-        write_manifest(here / name, Manifest(count=50, size=32, version=version, traditions=FIFTY))
+        found = Manifest(count=50, size=32, version=version, traditions=FIFTY, sha256="whole")
+        write_manifest(here / name, found)
     said = refused(folders / "samples", "--train", "train", "--heldout", "heldout")
     assert "versions 1 and 2" in said
 

@@ -39,7 +39,7 @@ TIMESTEPS = 60  # a process short enough to follow in full
 QUICK = {
     "STEP_COUNTS": (5, 10, 30, 60),
     "FAST_STEP_COUNTS": (4, 8),
-    "CAPTURE_TIMESTEPS": (59, 40, 20, 0),
+    "CAPTURE_TIMESTEPS": (999, 667, 333, 0),
     "MORPH_FABRICS": 3,
     "SHORT_STEPS": 3,
     "MORPH_FRAMES": 4,
@@ -180,7 +180,7 @@ def test_a_leaves_out_more_steps_than_the_model_has(explore):
 
 
 def test_b_captures_the_timesteps_asked_for(explore, draw):
-    folder, _ = explore("b", CAPTURE_TIMESTEPS=(59, 45, 30, 15, 5, 0))
+    folder, _ = explore("b", CAPTURE_TIMESTEPS=(983, 750, 500, 250, 83, 0))
     found = numbers(folder, "reverse_diffusion_demo")
     assert found["steps"] == TIMESTEPS
     assert [row["t"] for row in found["captured"]] == [59, 45, 30, 15, 5, 0]
@@ -198,7 +198,7 @@ def test_b_captures_the_timesteps_asked_for(explore, draw):
 
 def test_b_takes_the_nearest_time_that_is_visited(explore):
     steps = {"dpmpp": 20, "ddim": 15}
-    folder, _ = explore("b", SAMPLING_STEPS=steps, CAPTURE_TIMESTEPS=(59, 0))
+    folder, _ = explore("b", SAMPLING_STEPS=steps, CAPTURE_TIMESTEPS=(983, 0))
     assert [row["t"] for row in numbers(folder, "reverse_diffusion_demo")["captured"]] == [59, 3]
 
 

@@ -625,7 +625,7 @@ def test_broken_photographs(album, capsys, workers):
             prepare_photographs(album, Path("out"), workers=workers)
         stderr = capsys.readouterr().err
         for name in ("wall/cut.jpeg", "empty.png", "text.tif"):
-            assert len(re.findall(rf"Broken, left out: .*{name} is no image", stderr)) == 1
+            assert len(re.findall(rf"Broken, left out: .*{name} cannot be read", stderr)) == 1
         states.append(snapshot("out"))
     assert states[0] == states[1]
     assert len(list(Path("out").rglob("*.png"))) == 45

@@ -176,7 +176,7 @@ def test_outputs_that_must_not_be_written(tmp_path):
     before = seen(tmp_path)
     for name, words in {
         "there.png": "exists already: delete it or name another file",
-        "folder.png": r"is a folder: name a file that ends in \.png",
+        "folder.png": r"is a folder or a device: name a file that ends in \.png",
         "grid.jpg": r"has to end in \.png",
         "grid": r"has to end in \.png",
         "file/grid.png": "Cannot write into .*file",

@@ -48,6 +48,7 @@ def test_a_gpu_that_this_build_has_no_kernels_for(monkeypatch, capsys):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("MASTER_ADDR", "somewhere")  # a launcher has started it
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(torch, "ones", fail)
     assert hardware.pick_device("auto") == CPU

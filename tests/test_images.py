@@ -292,7 +292,7 @@ def test_folders_that_are_refused(tmp_path):
         "missing": "missing does not exist",
         "file": "is a file, not a folder",
         "empty": r"holds 0 images \(.*\.webp\), and at least 2 are needed",
-        "broken": r"1 of 3 images in .*broken are broken: .*2\.png is no image",
+        "broken": r"1 of 3 images in .*broken are broken: .*2\.png cannot be read as an image",
         "mixed": r"0\.png has 5x9 pixels and most of its folder have 8x8",
     }.items():
         with pytest.raises(UserError, match=words):

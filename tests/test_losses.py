@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -45,8 +46,20 @@ def test_only_rows_of_later_steps_are_removed(log):
         (lambda text: (text + "6,0.7" + "," * 12 + "\nthe lamp was on,,\n").encode(), 4),
         (lambda text: text.replace("loss,", "Verlust,", 1).encode(), 0),
         (lambda text: b"\x00\xff" * 200_000 + b"\n" + text.encode(), 0),
+        (lambda text: text.rstrip("\n").encode(), 4),
+        (lambda text: b"one line of notes", 0),
     ],
-    ids=["Excel", "another format", "decimal commas", "UTF-16", "a note", "a name", "no text"],
+    ids=[
+        "Excel",
+        "another format",
+        "decimal commas",
+        "UTF-16",
+        "a note",
+        "a name",
+        "no text",
+        "no last line break",
+        "notes",
+    ],
 )
 def test_what_a_spreadsheet_saved_is_not_lost(log, capsys, change, rows):
     """Its rows go on in losses.csv, or the file is set aside by name; most often both."""
@@ -87,6 +100,22 @@ def test_a_log_that_cannot_be_written_waits(train, tiny_data, tmp_path, monkeypa
     assert "run/loss_curve.png cannot be drawn" in said
     assert [row["step"] for row in read_losses(path)] == [2, 4, 6, 8]
     assert {"model-4.pt", "model-8.pt", "loss_curve.png"} <= set(os.listdir("run"))
+
+
+def test_a_log_that_cannot_be_written_at_all(train, tiny_data, monkeypatch):
+    """Its rows are in another file, and nobody says that they are in this one."""
+
+    def fail(path, rows):
+        path.unlink(missing_ok=True)
+        path.mkdir(exist_ok=True)
+        append_losses(path, rows)
+
+    monkeypatch.setattr(losses, "append_losses", fail)
+    code, said, complaint = train(tiny_data)
+    assert code == 0, complaint
+    assert "The last 2 rows of run/losses.csv are in run/losses-2.csv." in said
+    assert [row["step"] for row in read_losses(Path("run/losses-2.csv"))] == [2, 4]
+    assert "samples in run; " in said
 
 
 def test_a_curve_that_cannot_be_drawn_stops_no_training(train, tiny_data, monkeypatch):

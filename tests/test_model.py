@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import zipfile
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from denoising_diffusion_pytorch import Trainer, Unet
 from denoising_diffusion_pytorch.classifier_free_guidance import Unet as ClassUnet
 from denoising_diffusion_pytorch.version import __version__ as library_version
+from ema_pytorch import EMA
 from PIL import Image
 from tiny_networks import SIZE, bundled, make_diffusion
 
@@ -171,6 +173,16 @@ def test_what_a_file_does_not_say_may_be_typed_and_nothing_else(save, tiny_weigh
             load_weights(tiny_weights, *typed)
 
 
+def test_weights_in_other_peoples_wrapping(save):
+    """The library's EMA alone is as good as in its checkpoint; other entries are named."""
+    diffusion = make_diffusion()
+    assert load_weights(save(EMA(diffusion).state_dict()), SIZE)[1].kind == "EMA weights"
+    state = diffusion.state_dict()
+    for content in ({"state_dict": state}, {"optimizer": {}, "state_dict": state}):
+        with pytest.raises(UserError, match="weights in an entry 'state_dict' and no EMA"):
+            load_weights(save(content))
+
+
 def test_the_number_of_timesteps_is_read_from_the_buffers(save):
     loaded, facts = load_weights(save(make_diffusion(timesteps=50).state_dict()), SIZE)
     assert loaded.num_timesteps == facts.timesteps == 50
@@ -253,6 +265,9 @@ def bad_weights(folder, weights):
     one_byte = bytearray(whole)
     one_byte[len(whole) // 2] ^= 0xFF
     (folder / "flipped.pt").write_bytes(one_byte)
+    torch.save(make_diffusion(timesteps=10, beta_schedule="linear").state_dict(),
+               folder / "beyond.pt")  # fmt: skip
+    shutil.copy(folder / "pointer.pt", folder / "pointer.safetensors")
     lacks = r"model.init_conv.bias: none in the file, \(8,\) here"
     no_file = "is damaged or no PyTorch weight file"
     return {
@@ -269,6 +284,7 @@ def bad_weights(folder, weights):
         "missing_key.pt": lacks, "words.pt": lacks,
         "strange.pt": "its loss weight fits no objective", "nan.pt": "not all finite",
         "nan_label.pt": "not all finite", "flipped.pt": "do not fit its checksums",
+        "beyond.pt": "its betas go beyond 1", "pointer.safetensors": "git lfs pull",
         "oblong.pt": r"image size of \[32, 48\]: only square",
     }  # fmt: skip
 

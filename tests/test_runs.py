@@ -172,7 +172,7 @@ def test_the_banner_says_what_one_must_know(whole_run):
     said = whole_run[1].stdout
     for text in ("Device      CPU (", "fp32, compiled: no", "parameters, 8x8 images, pred_v",
                  "120 images from", "with 2 labels, 12 held-out ones", "8 x 1 (accumulation) = 8",
-                 "0 to 24: 2 passes over the data", "run/ every 8 steps, then run.pt", "Ctrl-C",
+                 "0 to 24: 1.6 passes over the data", "run/ every 8 steps, then run.pt", "Ctrl-C",
                  "--steps 24 --save-every 8", " --resume\n"):  # fmt: skip
         assert text in said, text
 
@@ -408,6 +408,15 @@ def with_moment(state, value):
     return state
 
 
+def test_other_checkpoints_beside_the_newest_are_named(resume):
+    run, folder = resume
+    shutil.copy(folder / "run/model-24.pt", folder / "run/model-latest.pt")
+    shutil.copy(folder / "run/model-24.pt", folder / "run/ckpt_4000.pt")
+    torch.save({"ema": {}}, folder / "run/weights.pt")
+    said = run(25).stdout
+    assert "Passed over: ckpt_4000.pt, model-latest.pt, as only model-NUMBER.pt is resumed." in said
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [(lambda state: state | {"notes": SimpleNamespace()}, "(types.SimpleNamespace in its entry "),
@@ -499,7 +508,9 @@ def test_a_bad_label_table_is_not_written(tmp_path):
     diffusion.label_table.data[1] = math.nan
     options = SimpleNamespace(results_dir=tmp_path, lr=1e-3)
     with pytest.raises(UserError, match="weights after step 7 are not finite"):
-        save_checkpoint(SimpleNamespace(diffusion=diffusion, step=7, options=options))
+        save_checkpoint(
+            SimpleNamespace(diffusion=diffusion, step=7, options=options, ema=EMA(diffusion))
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -734,6 +745,8 @@ def test_outputs_that_cannot_be_written_are_refused_at_once(cli, tiny_data, tmp_
         assert words_of_it in done.sentence
     more = ("--weights-out", "run.safetensors")
     done = cli.run(*words(tiny_data, *more, results="fresh"), cwd=tmp_path)
+    inside = cli.run(*words(".", results="mine"), cwd=tiny_data)
+    assert "--results-dir mine lies in the data folder" in inside.sentence
     assert (done.code, "run.safetensors has to end in .pt" in done.sentence) == (1, True)
 
 

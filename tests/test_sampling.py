@@ -437,6 +437,14 @@ def test_dpmpp_ends_in_finite_pixels_whatever_the_steps(one_colour, schedule, ti
         assert images.mean() == pytest.approx(0.65, abs=0.05), steps
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_schedules_that_end_in_pure_noise(sampler):
+    """No signal at all is left at the end (Lin 2023); so it is with 20 timesteps of `linear`."""
+    diffusion = build_diffusion(8, (1, 2), 3, 16, 20, beta_schedule="linear")
+    assert diffusion.alphas_cumprod[-1] == 0
+    assert draw(diffusion, sampler, 10).isfinite().all()
+
+
 def test_more_steps_than_timesteps_are_refused(trained):
     for spread in (even_times, log_snr_times):
         with pytest.raises(UserError, match=r"^1001 steps are too many: the model has 1000"):

@@ -12,10 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 from accelerate.state import AcceleratorState
-from conftest import ROOT, load_script
+from conftest import ROOT, load_script, write_blocks
 
+from ddpm_basics.checkpoints import list_checkpoints
+from ddpm_basics.images import read_folder
 from ddpm_basics.interrupts import StopRequest
 from ddpm_basics.losses import read_losses
+from ddpm_basics.model.__main__ import main
 
 # ---- Names that are no text, terminals that cannot show them -------------------------------------
 
@@ -36,10 +39,30 @@ def test_any_name_from_the_picture_to_the_caption(odd_names, train):
     assert r"caf\udce9, 布" in said
     assert train(odd_names, "--resume", "--steps", 6)[0] == 0
     assert json.loads(Path("run/run.json").read_text())["steps_done"] == 6
+    assert main(["export", "run.pt", "--to", "safetensors"]) == 0
+    weights = Path("run.safetensors").rename(os.fsdecode(b"caf\xe9.safetensors"))
     exercise = load_script("exercise1_generate")
-    words = ["--weights", "run.pt", "--num-samples", "2", "--steps", "2", "--device", "cpu"]
-    assert exercise.main([*words, "--label", os.fsdecode(b"caf\xe9")]) == 0
+    words = ["--num-samples", "2", "--steps", "2", "--device", "cpu"]
+    for path in (weights, Path("run.pt").rename(os.fsdecode(b"caf\xe9.pt"))):
+        own = ["--weights", str(path), "--label", os.fsdecode(b"caf\xe9")]
+        assert exercise.main([*words, *own]) == 0
     assert Path("exercise1_output.png").exists()
+
+
+def test_checkpoints_below_a_name_that_is_no_text(tiny_data, train):
+    folder = Path(os.fsdecode(b"caf\xe9"), "run")
+    words = ("--results-dir", folder, "--save-every", 1, "--keep", 2)
+    assert train(tiny_data, *words)[0] == 0
+    assert [path.name for path in list_checkpoints(folder)] == ["model-4.pt", "model-3.pt"]
+    code, said, _ = train(tiny_data, *words, "--resume", "--steps", 5)
+    assert (code, "at step 4" in said) == (0, True)
+
+
+def test_an_accent_is_a_part_of_its_letter(tmp_path):
+    """As a Mac's disk has it, and as people type it."""
+    folder = write_blocks(tmp_path / "data", 2)
+    (folder / "a").rename(folder / "cafe\u0301")
+    assert read_folder(folder).labels == ["b", "caf\u00e9"]
 
 
 def test_a_terminal_that_cannot_show_it(odd_names, tmp_path):
@@ -56,7 +79,7 @@ def test_a_terminal_that_cannot_show_it(odd_names, tmp_path):
     (odd_names / "布" / "0000.png").write_bytes(b"no picture")
     done = subprocess.run([*command, "--force"], cwd=ROOT, env=environment, capture_output=True)
     assert done.returncode == 1
-    assert rb"\u5e03/0000.png is no image" in done.stderr
+    assert rb"\u5e03/0000.png cannot be read as an image" in done.stderr
 
 
 # ---- A notebook --------------------------------------------------------------------------------
@@ -106,10 +129,21 @@ def test_a_second_ctrl_c_leaves_the_script_and_not_the_notebook(capfd):
 
 def test_what_was_typed_counts_whatever_accelerate_is_told(train, tiny_data, tmp_path, monkeypatch):
     losses = []
-    for told in ({}, {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_DYNAMO_BACKEND": "eager"}):
+    told_otherwise = {
+        "ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_DYNAMO_BACKEND": "eager",
+        "ACCELERATE_TORCH_DEVICE": "meta", "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_USE_MEGATRON_LM": "true", "LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1",
+    }  # fmt: skip
+    for told in ({}, told_otherwise):
         AcceleratorState._reset_state(reset_partial_state=True)
         for name, value in told.items():
             monkeypatch.setenv(name, value)
         assert train(tiny_data, "--results-dir", f"run{len(told)}")[0] == 0
         losses.append([row["loss"] for row in read_losses(tmp_path / f"run{len(told)}/losses.csv")])
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("name", ["exercise1_generate", "exercise2_explore", "exercise3_train"])
+def test_python_without_docstrings(name):
+    command = [sys.executable, "-OO", ROOT / f"{name}.py", "--help"]
+    assert subprocess.run(command, capture_output=True).returncode == 0

@@ -291,6 +291,16 @@ def test_a_compiler_that_cannot_be_trusted_is_left_out(monkeypatch, fault, words
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize("variable", ["TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"])
+def test_a_compiler_that_the_environment_turns_off(monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
+    network, said = LabelledUnet(tiny_diffusion()), []
+    x, t, none = torch.rand(2, 3, 8, 8), torch.tensor([1, 9]), torch.tensor([-1, -1])
+    with torch._dynamo.config.patch(disable=variable == "TORCH_COMPILE_DISABLE"):
+        assert not compile_checked(network, lambda: network(x, t, none).mean(), said.append)
+    assert "it fails (the environment turns it off)" in said[0]
+
+
 # ---- Random numbers ------------------------------------------------------------------------------
 
 

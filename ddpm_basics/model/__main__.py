@@ -17,6 +17,7 @@ from pathlib import Path
 from ddpm_basics.console import duration, new_parser, run_command
 from ddpm_basics.export import FORMATS, describe_weights
 from ddpm_basics.files import check_output
+from ddpm_basics.options import add_process, process_of
 from ddpm_basics.weight_files import load_weights
 
 
@@ -34,6 +35,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         "needs no PyTorch (requirements-extras.txt)")  # fmt: skip
     add("--output", type=Path, metavar="FILE",
         help="file to write (default: in this folder, under the same name)")  # fmt: skip
+    add_process(parser)
     return parser.parse_args(argv)
 
 
@@ -42,7 +44,7 @@ def export(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     output = options.output or Path(options.file.name).with_suffix(f".{options.to}")
     check_output(output, f".{options.to}", may_replace=False)
-    diffusion, facts = load_weights(options.file)
+    diffusion, facts = load_weights(options.file, **process_of(options))
     print(facts.describe(options.file))
     FORMATS[options.to](diffusion, output, describe_weights(options.file, facts))
     size, seconds = output.stat().st_size / 1e6, time.perf_counter() - started
