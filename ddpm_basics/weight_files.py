@@ -106,7 +106,9 @@ def load_weights(
     try:
         network, stated = unet_arguments(state), find_process(state, path)
         if "image_size" in config:
-            stated["image_size"] = config["image_size"]
+            size = config["image_size"]
+            square = isinstance(size, (list, tuple)) and len({*size}) == 1
+            stated["image_size"] = size[0] if square else size
         typed = {"image_size": image_size, "objective": objective, "schedule": schedule}
         typed = {name: value for name, value in typed.items() if value is not None}
         if wrong := differences(typed | stated, typed):

@@ -173,6 +173,11 @@ def test_what_a_file_does_not_say_may_be_typed_and_nothing_else(save, tiny_weigh
             load_weights(tiny_weights, *typed)
 
 
+def test_both_sides_of_a_square_may_be_stated(save):
+    path = save(bundled(make_diffusion(), config={"image_size": [SIZE, SIZE]}))
+    assert load_weights(path)[1].image_size == SIZE
+
+
 def test_weights_in_other_peoples_wrapping(save):
     """The library's EMA alone is as good as in its checkpoint; other entries are named."""
     diffusion = make_diffusion()
