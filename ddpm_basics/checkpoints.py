@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from denoising_diffusion_pytorch import GaussianDiffusion
 from denoising_diffusion_pytorch.version import __version__ as LIBRARY_VERSION
 
-from ddpm_basics.console import UserError, one_line
+from ddpm_basics.console import UserError, one_line, same_letters
 from ddpm_basics.files import check_folder, check_output, unused_name, write_atomically
 from ddpm_basics.options import LOSSES, PRECISIONS, choose_loss_weight
 from ddpm_basics.runs import Run, note_progress, write_run_file
@@ -57,6 +57,8 @@ def check_outputs(options: argparse.Namespace) -> None:
         raise UserError(f"--results-dir {folder} lies in the data folder, so its samples would be "
                         "trained on: name another folder.")  # fmt: skip
     check_folder(folder)
+    if NUMBERED.fullmatch(out.stem) and out.parent.resolve() == folder.resolve():
+        raise UserError(f"--weights-out {out} has the name of a checkpoint: choose another.")
     check_output(out, ".pt", may_replace=True)  # what is there is kept under another name
 
 
@@ -114,7 +116,7 @@ def join_labels(run: Run, state: dict[str, Any]) -> None:
     """
     now = run.diffusion.label_names
     labels = state.get("labels")
-    then = tuple(labels["names"]) if labels else now
+    then = tuple(map(same_letters, labels["names"])) if labels else now
     if then != now:
         raise UserError(
             f"The checkpoint's labels are {', '.join(then)}, the data's are "
@@ -228,8 +230,12 @@ def newest_good_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def other_checkpoints(folder: Path) -> list[str]:
     """Return the names of files in a folder that look like checkpoints, but are not numbered."""
-    paths = [path for path in folder.glob("*.pt") if not NUMBERED.fullmatch(path.stem)]
-    return sorted(p.name for p in paths if p.match("model-*.pt") or {"model", "opt"} & {*peek(p)})
+    held = {
+        path: {*peek(path)} for path in folder.glob("*.pt") if not NUMBERED.fullmatch(path.stem)
+    }
+    like = {path for path, keys in held.items() if {"model", "opt"} & keys}
+    like |= {path for path, keys in held.items() if path.match("model-*.pt") and "ema" not in keys}
+    return sorted(path.name for path in like)
 
 
 def follow_process(options: argparse.Namespace, path: Path, found: Mapping[str, Any]) -> None:

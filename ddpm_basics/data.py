@@ -82,10 +82,15 @@ def read_images(
     else:
         found = read_folder(folder, size, MIN_IMAGES, channels)
     names = sorted(set(found.labels) - {""})
+    check_names(folder, names)
+    return numbered(found, names), names, found.digests()
+
+
+def check_names(folder: Path, names: Iterable[str]) -> None:
+    """Raise UserError for a label that --label could not ask for."""
     if taken := {"all", "none"} & {*names}:
         raise UserError(f"A folder of pictures in {folder} is named {taken.pop()}, which --label "
                         "takes for something else: rename it.")  # fmt: skip
-    return numbered(found, names), names, found.digests()
 
 
 def numbered(found: ImageFolder, names: Sequence[str]) -> Pictures:
@@ -154,6 +159,7 @@ def print_counts(labels: Iterable[str]) -> None:
 def survey_folder(folder: Path, size: int) -> tuple[list[Path], list[Path]]:
     """Decode every image of a folder, print what is there; return (good, broken) files."""
     paths, passed_over = find_images(folder)
+    check_names(folder, (label_of(path, folder) for path in paths))
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
     tiny, dull, broken = [], [], []

@@ -64,7 +64,7 @@ def write_safetensors(diffusion: GaussianDiffusion, path: Path, metadata: dict[s
 
     An assumed process is left out: buffers would pass for what the file had said.
     """
-    assumed = {"objective", "schedule"} & {*json.loads(metadata["assumed"])}
+    assumed = {"objective", "schedule", "timesteps"} & {*json.loads(metadata["assumed"])}
     known = (diffusion.model if assumed else diffusion).state_dict(prefix="model." * bool(assumed))
     if diffusion.label_names:
         known["label_table"] = diffusion.label_table

@@ -31,9 +31,12 @@ def forget_environment() -> None:
     """Forget what the environment says against the command line, since accelerate follows it.
 
     That is a device, other ways of training (DeepSpeed and the like), and the rank of a process
-    that no launcher has started.
+    that no launcher has started. Raises UserError where that would be one of several.
     """
     unlaunched = () if "MASTER_ADDR" in os.environ else ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    if unlaunched and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError("WORLD_SIZE speaks of several processes, but there is no MASTER_ADDR where "
+                        "they meet: start them by torchrun or accelerate launch.")  # fmt: skip
     for name in (*FORGOTTEN, *unlaunched):
         os.environ.pop(name, None)
 

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from ddpm_basics.console import UserError, one_line
+from ddpm_basics.console import UserError, one_line, same_letters
 from ddpm_basics.files import unused_name, write_atomically
 from ddpm_basics.model import build_diffusion
 from ddpm_basics.sampling import SCHEDULES
@@ -104,7 +104,8 @@ def load_weights(
     kind, state = unwrap_checkpoint(checkpoint, path)
     config = config_of(checkpoint)
     try:
-        network, stated = unet_arguments(state), find_process(state, path)
+        network = unet_arguments(state)
+        stated = dict(checkpoint.get("stated") or {}) | find_process(state, path)
         if "image_size" in config:
             size = config["image_size"]
             square = isinstance(size, (list, tuple)) and len({*size}) == 1
@@ -117,7 +118,7 @@ def load_weights(
         shape = {name: network[name] for name in ("dim", "dim_mults", "channels")}
         check_size(process["image_size"], len(network["dim_mults"]) - 1, path)
         table = table if isinstance(table := checkpoint.get("labels"), dict) else {}
-        if labels := tuple(map(str, table.get("names", ()))):
+        if labels := tuple(same_letters(str(name)) for name in table.get("names", ())):
             state["label_table"] = table.get("embedding")
         diffusion = fill_diffusion(shape, process, state, labels, path)
     except UNREADABLE as error:
@@ -213,14 +214,15 @@ def read_safetensors(path: Path) -> dict[str, Any]:
         facts = header.get("__metadata__", {})
         state = {f"ema_model.{name.removeprefix('ema_model.')}": tensors[name] for name in tensors}
         config = dict(json.loads(facts.get("provenance", "{}")))
-        if "image_size" in facts and "image_size" not in json.loads(facts.get("assumed", "[]")):
-            config["image_size"] = int(facts["image_size"])
+        known = facts.keys() - {*json.loads(facts.get("assumed", "[]"))}
+        stated = {name: facts[name] for name in ("objective", "schedule") if name in known}
+        stated |= {name: int(facts[name]) for name in ("timesteps", "image_size") if name in known}
         names = json.loads(facts.get("labels", "[]"))
     except (SafetensorError, *UNREADABLE) as error:
         raise DamagedFile(f"{path} is damaged or no safetensors file ({one_line(error)}): fetch it "
                           "again, or name another one.") from error  # fmt: skip
     table = {"names": names, "embedding": state.pop("ema_model.label_table", None)}
-    found = {"step": config.get("step"), "version": config.get("library")}
+    found = {"step": config.get("step"), "version": config.get("library"), "stated": stated}
     return {"ema": state, "labels": table, "config": config, **found}
 
 
@@ -437,7 +439,7 @@ def objective_name(loss_weight: Tensor, alphas_cumprod: Tensor) -> str:
     """
     snr = alphas_cumprod / (1 - alphas_cumprod)
     expected = {"pred_noise": torch.ones_like(snr), "pred_x0": snr, "pred_v": snr / (snr + 1)}
-    noisy = snr < 1
+    noisy = (snr < 1) & loss_weight.isfinite()  # 0 / 0 where no signal at all is left
     for name, weight in expected.items():
         if torch.allclose(loss_weight[noisy], weight[noisy], rtol=1e-2):
             return name

@@ -105,17 +105,20 @@ def test_what_others_trained(run, tmp_path):
     assert json.loads(metadata["assumed"]) == ["image_size"]
     _, facts = load_weights(tmp_path / "bare.safetensors", image_size=2 * SIZE)
     assert (facts.image_size, facts.assumed) == (2 * SIZE, ())
+    said = ("--objective", "pred_noise", "--schedule", "linear", "--image-size", SIZE)
     # Of a U-Net alone nothing is known, unless somebody says it.
     torch.save(make_diffusion("pred_noise").model.state_dict(), tmp_path / "unet.pt")
     assert run("unet.pt", "--to", "safetensors")[0] == 0
     _, facts = load_weights(tmp_path / "unet.safetensors", objective="pred_noise")
     assert facts.objective == "pred_noise"
     assert facts.assumed == ("schedule", "timesteps", "image_size")
-    said = ("--objective", "pred_noise", "--schedule", "linear", "--image-size", SIZE)
+    assert run("unet.pt", "--to", "safetensors", "--output", "half.safetensors", *said[:2])[0] == 0
+    _, facts = load_weights(tmp_path / "half.safetensors")
+    assert (facts.objective, facts.assumed[0]) == ("pred_noise", "schedule")
     assert run("unet.pt", "--to", "safetensors", "--output", "said.safetensors", *said)[0] == 0
     _, facts = load_weights(tmp_path / "said.safetensors")
     assert (facts.objective, facts.schedule, facts.image_size) == ("pred_noise", "linear", SIZE)
-    assert facts.assumed == ()
+    assert facts.assumed == ("timesteps",)
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,13 @@ def test_a_gpu_that_this_build_has_no_kernels_for(monkeypatch, capsys):
     assert hardware.pick_device("cpu") == CPU
 
 
+def test_one_of_several_processes_needs_a_place_to_meet(monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="no MASTER_ADDR"):
+        hardware.pick_device("cpu")
+
+
 def test_the_hardware_has_a_name(monkeypatch):
     assert hardware.describe(CPU).startswith("CPU (")
     assert hardware.describe(CPU).endswith(f", {torch.get_num_threads()} threads)")

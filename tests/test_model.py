@@ -173,6 +173,19 @@ def test_what_a_file_does_not_say_may_be_typed_and_nothing_else(save, tiny_weigh
             load_weights(tiny_weights, *typed)
 
 
+def test_labels_of_a_macs_folders(labelled_weights, save):
+    state = torch.load(labelled_weights, weights_only=True)
+    state["labels"]["names"][0] = "cafe\u0301"
+    assert load_weights(save(state), SIZE)[1].labels[0] == "caf\u00e9"
+
+
+def test_noise_prediction_where_no_signal_is_left(save):
+    """The library's own weight is then 0 / 0."""
+    state = make_diffusion("pred_noise", "linear", timesteps=20).state_dict()
+    assert not state["loss_weight"].isfinite().all()
+    assert load_weights(save(state), SIZE)[1].objective == "pred_noise"
+
+
 def test_both_sides_of_a_square_may_be_stated(save):
     path = save(bundled(make_diffusion(), config={"image_size": [SIZE, SIZE]}))
     assert load_weights(path)[1].image_size == SIZE

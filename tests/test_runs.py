@@ -413,6 +413,7 @@ def test_other_checkpoints_beside_the_newest_are_named(resume):
     shutil.copy(folder / "run/model-24.pt", folder / "run/model-latest.pt")
     shutil.copy(folder / "run/model-24.pt", folder / "run/ckpt_4000.pt")
     torch.save({"ema": {}}, folder / "run/weights.pt")
+    torch.save({"ema": {}}, folder / "run/model-final.pt")
     said = run(25).stdout
     assert "Passed over: ckpt_4000.pt, model-latest.pt, as only model-NUMBER.pt is resumed." in said
 
@@ -745,9 +746,12 @@ def test_outputs_that_cannot_be_written_are_refused_at_once(cli, tiny_data, tmp_
         assert words_of_it in done.sentence
     more = ("--weights-out", "run.safetensors")
     done = cli.run(*words(tiny_data, *more, results="fresh"), cwd=tmp_path)
+    assert (done.code, "run.safetensors has to end in .pt" in done.sentence) == (1, True)
+    more = ("--weights-out", "fresh/model-9.pt")
+    done = cli.run(*words(tiny_data, *more, results="fresh"), cwd=tmp_path)
+    assert "model-9.pt has the name of a checkpoint" in done.sentence
     inside = cli.run(*words(".", results="mine"), cwd=tiny_data)
     assert "--results-dir mine lies in the data folder" in inside.sentence
-    assert (done.code, "run.safetensors has to end in .pt" in done.sentence) == (1, True)
 
 
 def test_checkpoints_load_into_the_librarys_trainer_and_back(cli, tiny_data, whole_run, tmp_path):
